@@ -1,0 +1,67 @@
+"""AI Cortex: streams that do not break, from the Ollama servers you own.
+
+    from aicortex import chat
+
+    for event in chat("Why is the sky blue?", stream=True):
+        if event.type == "token":
+            print(event.content, end="", flush=True)
+
+Importing this package makes no connection and loads no network library: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aicortex._core.answer import Result as Result
+    from aicortex._core.failover import Attempt as Attempt
+    from aicortex._core.server import Server as Server
+    from aicortex.ask import chat as chat
+    from aicortex.errors import AICortexError as AICortexError
+    from aicortex.errors import AllServersFailedError as AllServersFailedError
+    from aicortex.errors import EmbeddedEngineError as EmbeddedEngineError
+    from aicortex.errors import ModelNotFoundError as ModelNotFoundError
+    from aicortex.errors import RequestRejectedError as RequestRejectedError
+    from aicortex.errors import StreamCancelledError as StreamCancelledError
+    from aicortex.errors import StreamInterruptedError as StreamInterruptedError
+    from aicortex.events import StreamEvent as StreamEvent
+    from aicortex.fleet import list_model_servers as list_model_servers
+    from aicortex.fleet import models as models
+    from aicortex.stream import Stream as Stream
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AICortexError": "errors",
+    "AllServersFailedError": "errors",
+    "Attempt": "_core.failover",
+    "EmbeddedEngineError": "errors",
+    "ModelNotFoundError": "errors",
+    "RequestRejectedError": "errors",
+    "Result": "_core.answer",
+    "Server": "_core.server",
+    "Stream": "stream",
+    "StreamCancelledError": "errors",
+    "StreamEvent": "events",
+    "StreamInterruptedError": "errors",
+    "chat": "ask",
+    "list_model_servers": "fleet",
+    "models": "fleet",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

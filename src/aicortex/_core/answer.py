@@ -1,0 +1,389 @@
+"""One answer: from the first request to the last event, over as many servers as it takes.
+
+A front end moves bytes and tells the answer what happened; the answer keeps the log and says what to do next.
+
+    next_step          the front end does            and then tells
+    Connect(server)    open a connection, send       connected(…) or failed(…)
+    Read(until)        feed the response             received(…), failed(…) or timed_out(…)
+    Wait(until)        nothing                       nothing
+    None               nothing: `outcome` is set
+
+Every change of state is one commit: the new state and its events are computed aside, staged in one assignment and
+then applied. A KeyboardInterrupt at any point leaves either the old state or a staged commit, which the next call
+finishes: nothing is lost and nothing comes twice (contract C12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from aicortex._core import faults
+from aicortex._core.failover import Attempt, Connect, Deadlines, Failover, Failure, GiveUp, Wait
+from aicortex._core.http import Response
+from aicortex._core.ollama import Chunk, Lines, decode_lines, decode_rest, error_text
+from aicortex.errors import (
+    AICortexError,
+    AllServersFailedError,
+    RequestRejectedError,
+    StreamCancelledError,
+    StreamInterruptedError,
+)
+from aicortex.events import StreamEvent
+
+SECOND_NS = 1e9
+
+
+class Read(msgspec.Struct, frozen=True):
+    """Feed bytes to the response that is under way; they are due by this time."""
+
+    until: float
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A whole answer.
+
+    `usage` counts `prompt_tokens` and `completion_tokens`. `timings` are seconds: `first_token` and `total` as the
+    reader saw them, `load`, `prompt` and `generation` as the server says, and `tokens_per_second` of the generation.
+    `finish_reason` is "stop" or "length". `attempts` lists every try, the successful one last.
+    """
+
+    text: str
+    thinking: str
+    finish_reason: str
+    usage: dict[str, int]
+    timings: dict[str, float]
+    model: str
+    server: str
+    attempts: tuple[Attempt, ...]
+
+
+class Try(msgspec.Struct, frozen=True):
+    """The attempt under way: a request was sent to a server and its response is being read."""
+
+    server: int
+    response: Response
+    sent: float
+    lines: Lines = Lines()
+    heard: float | None = None  # when the newest chunk came
+
+
+class State(msgspec.Struct, frozen=True):
+    """Everything that changes while an answer runs, replaced as one."""
+
+    failover: Failover
+    began: float  # when the attempt under way began, or the last one ended
+    current: Try | None = None
+    index: int = 0  # of the next token
+    shown: bool = False  # whether the reader was given anything of the answer
+    attempts: tuple[Attempt, ...] = ()
+    outcome: Result | AICortexError | None = None
+
+
+class Answer:
+    """The state machine of one answer; pure, so every method is given the time.
+
+    `labels` names the servers in order of preference, without secrets. `log` holds the events and only grows.
+    """
+
+    __slots__ = ("_labels", "_model", "_staged", "_state", "_zero", "log")
+
+    def __init__(self, labels: Sequence[str], *, model: str, deadlines: Deadlines, now: float, wall: float) -> None:
+        self._labels = labels
+        self._model = model
+        self._zero = wall - now
+        self._staged: tuple[int, list[StreamEvent], State] | None = None
+        self._state = State(Failover(tuple(range(len(labels))), deadlines, now), now)
+        self.log: list[StreamEvent] = [StreamEvent("start", "", meta={"model": model}, timestamp=wall)]
+
+    @property
+    def outcome(self) -> Result | AICortexError | None:
+        """How the answer ended, or None while it runs."""
+        return self._state.outcome
+
+    @property
+    def failover(self) -> Failover:
+        """Where the walk over the servers stands."""
+        return self._state.failover
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the server said that the answer is done."""
+        return isinstance(self._state.outcome, Result)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether an attempt is under way."""
+        return self._state.current is not None
+
+    def next_step(self, now: float, *, since: float) -> Connect | Read | Wait | None:
+        """Decide what the front end does next; `since` is when it began to wait for the next event."""
+        self._apply()
+        state = self._state
+        if state.outcome is not None:
+            return None
+        current = state.current
+        if current is None:
+            step = state.failover.next_step(now, delivered=state.shown)
+            if not isinstance(step, GiveUp):
+                return step
+            self._commit([], msgspec.structs.replace(state, outcome=self._final_error(state, None)))
+            return None
+        if current.heard is None and not _is_refusal(current.response):
+            return Read(state.failover.first_token_due(current.sent))
+        return Read(state.failover.chunk_due(max(current.heard or current.sent, since)))
+
+    def connected(self, server: int, response: Response, now: float) -> None:
+        """Take note that the request was sent to a server, whose reply this response will be."""
+        state = self._state
+        event = self._event(
+            "meta", now, "", {"kind": "connected", "server": self._labels[server], "model": self._model}
+        )
+        self._commit([event], msgspec.structs.replace(state, current=Try(server, response, now)))
+
+    def received(self, now: float) -> None:
+        """Turn what was fed to the response into events."""
+        current = self._state.current
+        if current is None:
+            return
+        response = current.response
+        if not response.started or response.status != 200:
+            self._take_head(current, now)
+            return
+        chunks, lines, fault = decode_lines(current.lines, response.body)
+        if response.ended and fault is None:
+            rest, fault = decode_rest(lines, response.body)
+            chunks += rest
+        self._take(chunks, lines, fault, now)
+        used = slice(current.lines.start, lines.start)
+        response.body[used] = [b""] * (used.stop - used.start)  # in place: the parser appends to this list
+
+    def _take_head(self, current: Try, now: float) -> None:
+        """Look at a reply that has no status yet, or an error status whose body may still be coming."""
+        response = current.response
+        if not response.started:
+            if response.ended:
+                self.failed(current.server, faults.of_end(response, phase=faults.FIRST_TOKEN), now)
+        elif response.ended or sum(map(len, response.body)) > faults.MAX_ERROR_BYTES:
+            self.failed(current.server, faults.of_status(response), now)
+
+    def _take(self, chunks: list[Chunk], lines: Lines, fault: str | None, now: float) -> None:
+        """Append the events of these chunks and what follows from them."""
+        state = self._state
+        current = state.current
+        assert current is not None  # received() looked
+        stamp = now + self._zero
+        index = state.index
+        events: list[StreamEvent] = []
+        append = events.append
+        final = None
+        for chunk in chunks:
+            message = chunk.message
+            if chunk.done or chunk.error is not None:
+                final = chunk
+                break
+            if message is None:
+                continue
+            if message.thinking or message.tool_calls:
+                index = self._take_rare(chunk, events, index, stamp)
+            elif message.content:
+                append(StreamEvent("token", message.content, index, None, None, None, None, stamp))
+                index += 1
+        if final is not None and final.error is None:
+            index = self._take_rare(final, events, index, stamp)
+        current = Try(current.server, current.response, current.sent, lines, now if chunks else current.heard)
+        shown = state.shown or bool(events)
+        state = State(state.failover, state.began, current, index, shown, state.attempts, None)
+        if final is None and fault is None and not current.response.ended:
+            self._commit(events, state)
+        elif final is not None and final.error is None:
+            self._finish(final, events, state, now)
+        else:
+            self._fail(current.server, self._fault_of(current, final, fault, shown=shown), events, state, now)
+
+    def _take_rare(self, chunk: Chunk, events: list[StreamEvent], index: int, stamp: float) -> int:
+        """Append the events of a chunk that may hold more than content; returns the next token's index."""
+        message = chunk.message
+        if message is None:
+            return index
+        if message.thinking:
+            events.append(StreamEvent("meta", message.thinking, meta={"kind": "thinking"}, timestamp=stamp))
+        if message.content:
+            events.append(StreamEvent("token", message.content, index, timestamp=stamp))
+            index += 1
+        for call in message.tool_calls or ():
+            name, arguments = call.function.name, call.function.arguments
+            events.append(StreamEvent("tool_call", None, None, name, arguments, timestamp=stamp))
+        return index
+
+    def _fault_of(self, current: Try, final: Chunk | None, fault: str | None, *, shown: bool) -> Failure:
+        phase = faults.STREAM if shown else faults.FIRST_TOKEN
+        if final is not None:
+            return Failure("error", phase, error_text(final.error), current.response.status)
+        if fault is not None:
+            return faults.of_content(current.response, fault, phase=phase)
+        return faults.of_end(current.response, phase=phase)
+
+    def _finish(self, final: Chunk, events: list[StreamEvent], state: State, now: float) -> None:
+        """End the answer: the server said that it is done."""
+        current = state.current
+        assert current is not None  # the done chunk came through it
+        seen = [*self.log, *events]
+        done = Attempt(
+            self._labels[current.server],
+            "ok",
+            faults.STREAM,
+            "",
+            _characters(seen),
+            False,
+            now - state.began,
+            200,
+        )
+        first = next((event.timestamp for event in seen if event.type == "token"), None)
+        result = Result(
+            text="".join(event.content or "" for event in seen if event.type == "token"),
+            thinking="".join(event.content or "" for event in seen if _is_thinking(event)),
+            finish_reason=final.done_reason or "stop",
+            usage={"prompt_tokens": final.prompt_eval_count, "completion_tokens": final.eval_count},
+            timings=_timings(final, first=first, start=seen[0].timestamp, end=now + self._zero),
+            model=self._model,
+            server=done.server,
+            attempts=(*state.attempts, done),
+        )
+        stats: dict[str, Any] = {"kind": "stats", "server": done.server, "usage": result.usage}  # Any: JSON
+        stats["timings"] = result.timings
+        meta = {
+            "finish_reason": result.finish_reason,
+            "usage": result.usage,
+            "timings": result.timings,
+            "model": result.model,
+            "server": result.server,
+            "attempts": [msgspec.structs.asdict(attempt) for attempt in result.attempts],
+        }
+        events += [self._event("meta", now, "", stats), self._event("end", now, "", meta)]
+        self._commit(events, msgspec.structs.replace(state, current=None, outcome=result))
+
+    def timed_out(self, now: float) -> None:
+        """Take note that what the last step waited for did not come in time."""
+        state = self._state
+        current = state.current
+        if current is None:
+            return
+        deadlines = state.failover.deadlines
+        if state.failover.is_late(now):
+            phase = faults.STREAM if state.shown else faults.FIRST_TOKEN
+            failure = Failure("timeout", phase, f"the answer was not whole within {deadlines.total:g} s")
+        elif _is_refusal(current.response):
+            failure = faults.of_status(current.response)
+        elif current.heard is None:
+            words = f"no first token within {deadlines.first_token:g} s"
+            failure = Failure("first_token_timeout", faults.FIRST_TOKEN, words)
+        else:
+            failure = Failure("stalled", faults.STREAM, f"stalled: nothing came for {deadlines.stall:g} s")
+        self.failed(current.server, failure, now)
+
+    def failed(self, server: int, failure: Failure, now: float) -> None:
+        """Take note that the attempt at a server failed; an error event follows, and the next step or the end."""
+        self._fail(server, failure, [], self._state, now)
+
+    def _fail(self, server: int, failure: Failure, events: list[StreamEvent], state: State, now: float) -> None:
+        if not failure.phase:  # a connection does not know how far the answer was
+            failure = msgspec.structs.replace(failure, phase=faults.STREAM if state.shown else faults.FIRST_TOKEN)
+        failover = state.failover.record(server, failure, now)
+        will_retry = not isinstance(failover.next_step(now, delivered=state.shown), GiveUp)
+        attempt = Attempt(
+            server=self._labels[server],
+            kind=failure.kind,
+            phase=failure.phase,
+            message=failure.message,
+            delivered=_characters([*self.log, *events]),
+            will_retry=will_retry,
+            seconds=now - state.began,
+            status=failure.status,
+        )
+        meta = msgspec.structs.asdict(attempt)
+        del meta["message"]
+        events.append(self._event("error", now, f"{attempt.server}: {attempt.message}", meta))
+        after = State(failover, now, None, state.index, state.shown, (*state.attempts, attempt), None)
+        if not will_retry:
+            text = "".join(e.content or "" for e in [*self.log, *events] if e.type == "token")
+            after = msgspec.structs.replace(after, outcome=self._final_error(after, text))
+        self._commit(events, after)
+
+    def _final_error(self, state: State, partial: str | None) -> AICortexError:
+        """Return the error that ends an answer which no server will finish."""
+        if not state.attempts:
+            return AllServersFailedError("All servers failed: the time was up before any could be asked")
+        last = state.attempts[-1]
+        where = f"{last.server} ({last.phase}): {last.message}"
+        if last.kind == "rejected":
+            return RequestRejectedError(
+                f"the request was refused by {where}",
+                server=last.server,
+                status=last.status,
+                partial=partial or "",
+            )
+        if state.shown:
+            words = f"Stream interrupted after {last.delivered} characters by {where}"
+            return StreamInterruptedError(words, attempts=state.attempts, partial=partial or "")
+        each = "; ".join(f"{a.server} ({a.phase}): {a.message}" for a in _latest(state.attempts))
+        return AllServersFailedError(f"All servers failed: {each}", attempts=state.attempts)
+
+    def cancel(self) -> None:
+        """End the answer because its reader wants no more of it; without effect when it is over."""
+        self._apply()
+        if self._state.outcome is None:
+            partial = "".join(event.content or "" for event in self.log if event.type == "token")
+            words = f"the stream was cancelled after {len(partial)} characters"
+            error = StreamCancelledError(words, partial=partial)
+            self._commit([], msgspec.structs.replace(self._state, current=None, outcome=error))
+
+    def _event(self, kind: str, now: float, content: str, meta: dict[str, Any]) -> StreamEvent:  # Any: JSON
+        return StreamEvent(kind, content, meta=meta, timestamp=now + self._zero)
+
+    def _commit(self, events: list[StreamEvent], state: State) -> None:
+        self._staged = (len(self.log), events, state)
+        self._apply()
+
+    def _apply(self) -> None:
+        """Finish a staged commit, wherever it was interrupted."""
+        staged = self._staged
+        if staged is None:
+            return
+        base, events, state = staged
+        if len(self.log) == base:
+            self.log.extend(events)
+        self._state = state
+        self._staged = None
+
+
+def _is_refusal(response: Response) -> bool:
+    return response.started and response.status != 200
+
+
+def _is_thinking(event: StreamEvent) -> bool:
+    return event.type == "meta" and event.meta is not None and event.meta["kind"] == "thinking"
+
+
+def _characters(events: list[StreamEvent]) -> int:
+    return sum(len(event.content or "") for event in events if event.type == "token")
+
+
+def _latest(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Return the last attempt at each server: a busy one was asked several times."""
+    return list({attempt.server: attempt for attempt in attempts}.values())
+
+
+def _timings(final: Chunk, *, first: float | None, start: float | None, end: float) -> dict[str, float]:
+    start = start or end
+    seconds = final.eval_duration / SECOND_NS
+    return {
+        "first_token": (first or end) - start,
+        "total": end - start,
+        "load": final.load_duration / SECOND_NS,
+        "prompt": final.prompt_eval_duration / SECOND_NS,
+        "generation": seconds,
+        "tokens_per_second": final.eval_count / seconds if seconds else 0.0,
+    }

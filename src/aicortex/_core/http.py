@@ -1,0 +1,108 @@
+"""HTTP/1.1 requests as bytes, and responses from bytes.
+
+The parser is llhttp (httptools). Every callback is a C function on purpose: feeding bytes then runs no Python
+bytecode, so a KeyboardInterrupt cannot fall between taking bytes in and keeping them (contract C12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from types import SimpleNamespace
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+MAX_HEAD_BYTES = 64 * 1024
+
+
+def encode_request(method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes = b"") -> bytes:
+    """Return the bytes of one request with a body of known length."""
+    lines = [f"{method} {target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    if body or method == "POST":
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+class Response:
+    """One response, parsed as its bytes are fed.
+
+    `body` collects the pieces of the body in order; `fault` says what was not HTTP, after everything before it
+    was kept. A body without a length ends with the connection: whoever reads sets `eof`.
+    """
+
+    __slots__ = ("_heads", "_parser", "_tails", "body", "eof", "fault", "feed", "head_bytes", "headers")
+
+    def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.body: list[bytes] = []
+        self.fault: str | None = None
+        self.eof = False
+        self.head_bytes = 0
+        self._heads: list[bool] = []
+        self._tails: list[bool] = []
+        sinks = SimpleNamespace(
+            on_header=self.headers.__setitem__,
+            on_headers_complete=partial(self._heads.append, True),
+            on_body=self.body.append,
+            on_message_complete=partial(self._tails.append, True),
+        )
+        self._parser = HttpResponseParser(sinks)
+        self.feed = self._parser.feed_data
+
+    def take(self, data: bytes) -> None:
+        """Feed bytes and keep a parser error as `fault`; `b""` means that the connection ended."""
+        if not data:
+            self.eof = True
+            return
+        try:
+            self.feed(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            self.refuse(error)
+        self.count_head(data)
+
+    def count_head(self, data: bytes) -> None:
+        """Bound the head of the response."""
+        if not self._heads:
+            self.head_bytes += len(data)
+            if self.head_bytes > MAX_HEAD_BYTES:
+                self.fault = f"the response's head is longer than {MAX_HEAD_BYTES // 1024} KB"
+
+    def refuse(self, error: Exception) -> None:
+        """Remember that what came is not HTTP."""
+        self.fault = f"the reply is not valid HTTP ({error or type(error).__name__})"
+
+    @property
+    def started(self) -> bool:
+        """Whether a final status and all headers are here (100-continue and its kin do not count)."""
+        return bool(self._heads) and self.status >= 200
+
+    @property
+    def status(self) -> int:
+        """The status code of the newest head."""
+        code: int = self._parser.get_status_code()
+        return code
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body is here by its own framing."""
+        return self.started and len(self._heads) == len(self._tails)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can come: complete, broken, or the connection ended."""
+        return self.eof or self.fault is not None or self.complete
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the connection may carry another request after this one."""
+        whole = self.complete and len(self._heads) == 1 and not self.eof and self.fault is None
+        return whole and self._parser.get_http_version() == "1.1" and "close" not in self.header("connection").lower()
+
+    def header(self, name: str) -> str:
+        """Return a header's value whatever its case, or an empty string."""
+        wanted = name.lower().encode()
+        for key, value in self.headers.items():
+            if key.lower() == wanted:
+                return value.decode("latin-1")
+        return ""

@@ -1,0 +1,166 @@
+"""What Ollama's wire says: chat requests as JSON, NDJSON chunks from bytes, error bodies in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # the last one: nested too deep
+MAX_LINE_BYTES = 8 * 1024 * 1024  # the longest line a server may send (protocol: "Framing")
+
+
+class Function(msgspec.Struct, frozen=True):
+    """The function part of a tool call."""
+
+    name: str
+    arguments: dict[str, Any] = {}  # Any: JSON of the model's making
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One whole tool call; Ollama never sends parts of one."""
+
+    function: Function
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """The assistant's delta in one chunk."""
+
+    content: str | None = ""
+    thinking: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Chunk(msgspec.Struct, frozen=True, gc=False):
+    """One line of an answer. Durations are nanoseconds; counters are absent when zero."""
+
+    message: Message | None = None
+    done: bool = False
+    error: Any = None  # Any: a string, or a nested object from the runner
+    done_reason: str | None = None
+    total_duration: float = 0
+    load_duration: float = 0
+    prompt_eval_count: int = 0
+    prompt_eval_duration: float = 0
+    eval_count: int = 0
+    eval_duration: float = 0
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+
+
+class Lines(msgspec.Struct, frozen=True):
+    """How much of a growing list of byte pieces was cut into lines.
+
+    `rest` is the beginning of a line whose newline has not come, `start` the first piece behind it, `scanned` the
+    first piece not yet searched for a newline, `pending` the length of the unfinished line in bytes.
+    """
+
+    rest: bytes = b""
+    start: int = 0
+    scanned: int = 0
+    pending: int = 0
+
+
+def decode_lines(lines: Lines, pieces: list[bytes]) -> tuple[list[Chunk], Lines, str | None]:
+    """Decode the whole lines among the pieces that `lines` has not seen.
+
+    Returns the chunks, the new position and what was wrong, if anything; the chunks before a bad line are kept.
+    Nothing is changed, so a call that was interrupted can be made again; the cost is linear however the bytes were
+    cut. Splits on `\\n` only: U+0085, U+2028 and U+2029 may stand inside a JSON string (protocol: "Framing").
+    """
+    end = len(pieces)
+    fresh = pieces[lines.scanned :]
+    if not any(b"\n" in piece for piece in fresh):
+        pending = lines.pending + sum(map(len, fresh))
+        return [], Lines(lines.rest, lines.start, end, pending), _too_long(pending)
+    *whole, rest = b"".join([lines.rest, *pieces[lines.start :]]).split(b"\n")
+    after = Lines(rest, end, end, len(rest))
+    try:
+        return list(map(decode_chunk, whole)), after, _too_long(len(rest))
+    except BAD_JSON:
+        chunks, fault = _decode_until_fault(whole)
+        return chunks, after, fault or _too_long(len(rest))
+
+
+def decode_rest(lines: Lines, pieces: list[bytes]) -> tuple[list[Chunk], str | None]:
+    """Decode what is left when the body is over: a last line without a newline, or one that was cut."""
+    rest = b"".join([lines.rest, *pieces[lines.start :]])
+    chunks, fault = _decode_until_fault([rest])
+    was_cut = rest.lstrip().startswith(b"{")
+    return chunks, None if was_cut else fault
+
+
+def _decode_until_fault(lines: list[bytes]) -> tuple[list[Chunk], str | None]:
+    chunks = []
+    for line in lines:
+        if not line.strip():
+            continue  # a blank line is a heartbeat of some proxies
+        try:
+            chunks.append(decode_chunk(line))
+        except BAD_JSON as error:
+            return chunks, f"the reply is not Ollama's NDJSON ({error}): {excerpt(line)}"
+    return chunks, None
+
+
+def _too_long(pending: int) -> str | None:
+    if pending <= MAX_LINE_BYTES:
+        return None
+    return f"a line of the reply is longer than {MAX_LINE_BYTES // 1024 // 1024} MB"
+
+
+def excerpt(data: bytes, limit: int = 120) -> str:
+    """Return the beginning of some bytes as one printable line."""
+    text = " ".join(data[: 4 * limit].decode("utf-8", "replace").split())
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def error_text(value: object) -> str:
+    """Return the words of an `error` value; a runner's error comes as JSON inside a JSON string."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = msgspec.json.decode(value)
+        except BAD_JSON:
+            return str(value)
+    while isinstance(value, Mapping):
+        inner = value.get("error", value.get("message"))
+        if inner is None:
+            return excerpt(msgspec.json.encode(value))
+        value = inner
+    return str(value).strip()
+
+
+def error_of_body(body: bytes) -> str | None:
+    """Return what an error reply says, or None when it is not Ollama's JSON."""
+    try:
+        value = msgspec.json.decode(body)
+    except BAD_JSON:
+        return None
+    if isinstance(value, dict) and "error" in value:
+        return error_text(value["error"])
+    return None
+
+
+def full_name(model: str) -> str:
+    """Return a model's name with its tag: without one, Ollama means `:latest`."""
+    return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"
+
+
+def chat_body(
+    model: str,
+    messages: Sequence[Mapping[str, Any]],  # Any: JSON of the caller's making
+    *,
+    think: bool | str | None,
+    options: Mapping[str, Any],
+    keep_alive: str | float | None,
+) -> bytes:
+    """Return the JSON of a streaming `POST /api/chat`."""
+    body: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
+    if think is not None:
+        body["think"] = think
+    if options:
+        body["options"] = options
+    if keep_alive is not None:
+        body["keep_alive"] = keep_alive
+    return msgspec.json.encode(body)

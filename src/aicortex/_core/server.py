@@ -1,0 +1,166 @@
+"""A server's address, in every spelling users write, and what is sent to it with each request."""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from collections.abc import Mapping
+
+DEFAULT_PORT = 11434
+PORTS = {"http": 80, "https": 443}  # when a scheme is given without a port, as Ollama's own client does
+EMBEDDED = "embedded"  # the name of the engine that this process starts for itself
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # addresses to listen on, not to call
+SPELLINGS = "write host, host:port or http(s)://host:port/path"
+
+
+class Server:
+    """One Ollama server: where it is and what it must be sent.
+
+    `url` may be a host, `host:port`, `:port`, a URL with user info and path, an IPv6 literal, or `"embedded"`.
+    `api_key` becomes `Authorization: Bearer …`, user info in the URL `Authorization: Basic …`; `headers` are sent
+    as given. `verify=False` accepts any certificate, `ca_file` (PEM) adds an authority, `client_cert` is a PEM file
+    with certificate and key. `label` names the server without secrets, as `repr` and every error do.
+    Raises ValueError for what is no address.
+    """
+
+    __slots__ = (
+        "ca_file",
+        "client_cert",
+        "headers",
+        "host",
+        "label",
+        "path",
+        "port",
+        "scheme",
+        "secrets",
+        "verify",
+    )
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        verify: bool = True,
+        ca_file: str | None = None,
+        client_cert: str | None = None,
+    ) -> None:
+        scheme, userinfo, self.host, self.port, self.path = parse_address(url)
+        self.scheme = scheme
+        self.verify = verify
+        self.ca_file = ca_file
+        self.client_cert = client_cert
+        sent = dict(headers or {})
+        if userinfo:
+            sent.setdefault("Authorization", f"Basic {_base64(_unquoted(userinfo))}")
+        if api_key:
+            sent["Authorization"] = f"Bearer {api_key}"
+        for name, value in sent.items():
+            _check_header(name, value)
+        self.headers = tuple(sent.items())
+        self.secrets = _secrets_of(userinfo, api_key, sent)
+        self.label = EMBEDDED if scheme == EMBEDDED else f"{scheme}://{self.netloc}{self.path}"
+
+    @property
+    def netloc(self) -> str:
+        """Host and port as they stand in a URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    def redact(self, text: str) -> str:
+        """Return the text without this server's secrets, which a server may echo in its errors."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def __repr__(self) -> str:
+        return f"Server({self.label!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Server) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        return (self.label, self.headers, self.verify, self.ca_file, self.client_cert)
+
+
+def parse_address(text: str) -> tuple[str, str, str, int, str]:
+    """Return scheme, user info, host, port and path of an address; raises ValueError with what to write instead."""
+    address = text.strip().strip("\"'")
+    if address == EMBEDDED:
+        return EMBEDDED, "", "127.0.0.1", 0, ""
+    scheme, separator, rest = address.rpartition("://")
+    scheme = scheme.lower() if separator else "http"
+    if scheme not in PORTS:
+        raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}")
+    netloc, slash, path = rest.partition("/")
+    userinfo, _, hostport = netloc.rpartition("@")
+    host, port = _split_port(hostport, _shown(address))
+    if not _is_clean(host + path) or "?" in rest or "#" in rest:
+        raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}, without spaces or a query")
+    host = WILDCARDS.get(host, host)
+    if not host.isascii():
+        host = host.encode("idna").decode()
+    default = PORTS[scheme] if separator else DEFAULT_PORT
+    return scheme, userinfo, host, default if port is None else port, (slash + path).rstrip("/")
+
+
+def _split_port(hostport: str, shown: str) -> tuple[str, int | None]:
+    """Split `host:port`; an IPv6 literal may stand with or without its brackets."""
+    if hostport.startswith("["):
+        host, _, tail = hostport[1:].partition("]")
+        port = tail.removeprefix(":")
+    elif hostport.count(":") > 1:
+        host, port = hostport, ""
+    else:
+        host, _, port = hostport.partition(":")
+    if not port:
+        return host, None
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise ValueError(f"{shown!r} has no valid port: it is a number from 1 to 65535")
+    return host, int(port)
+
+
+def _is_clean(text: str) -> bool:
+    return text.isprintable() and not any(character in text for character in ' \\<>^`{|}"')
+
+
+def _shown(address: str) -> str:
+    """Return an address without its user info, for errors."""
+    scheme, separator, rest = address.rpartition("://")
+    netloc, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{netloc.rpartition('@')[2]}{slash}{path}"
+
+
+def _unquoted(userinfo: str) -> str:
+    if "%" not in userinfo:
+        return userinfo
+    from urllib.parse import unquote  # 10 ms to import, and hardly ever needed
+
+    return unquote(userinfo)
+
+
+def _base64(text: str) -> str:
+    return b2a_base64(text.encode(), newline=False).decode()
+
+
+def _check_header(name: str, value: str) -> None:
+    token = name.replace("-", "").replace("_", "")
+    if not (token.isascii() and token.isalnum()):
+        raise ValueError(f"{name!r} is no HTTP header name")
+    if not value.isprintable() or not value.isascii():
+        raise ValueError(f"the value of the header {name} has characters that HTTP does not allow")
+
+
+def _secrets_of(userinfo: str, api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the strings that must never be shown, longest first so that none is left in part."""
+    found = set(headers.values()) | {value.partition(" ")[2] for value in headers.values()}
+    found |= {api_key or "", userinfo, userinfo.partition(":")[2]}
+    return tuple(sorted((secret for secret in found if len(secret) >= 4), key=len, reverse=True))

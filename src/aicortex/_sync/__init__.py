@@ -1,0 +1,1 @@
+"""The synchronous front end: blocking sockets under the pure core."""

@@ -1,0 +1,210 @@
+"""What drives the core with blocking connections: the pool, one plain call, and one answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from threading import Event, Lock
+from time import perf_counter, time
+
+from aicortex._core.answer import Answer, Read
+from aicortex._core.failover import AttemptFailed, Connect, Deadlines, Failure, Wait
+from aicortex._core.http import Response
+from aicortex._core.server import EMBEDDED, Server
+from aicortex._sync.connection import CONNECT, Connection
+
+IDLE_PER_SERVER = 8  # connections kept open for the next request
+
+
+class Pool:
+    """Idle connections, newest first."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Server, list[Connection]] = {}
+
+    def acquire(self, server: Server, *, due: float, fresh: bool = False) -> Connection:
+        """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
+        idle = self._idle.setdefault(server, [])
+        while idle and not fresh:
+            connection = idle.pop()
+            if connection.is_ready():
+                connection.used = True
+                return connection
+            connection.close()
+        return Connection(server, due=due)
+
+    def release(self, server: Server, connection: Connection) -> None:
+        """Keep a connection whose response is over, or close it."""
+        idle = self._idle.setdefault(server, [])
+        if len(idle) < IDLE_PER_SERVER:
+            idle.append(connection)
+        else:
+            connection.close()
+
+    def clear(self) -> None:
+        """Close every idle connection."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+
+POOL = Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=POOL.clear)  # parent and child must not speak over one socket
+
+
+def located(server: Server) -> Server:
+    """Return where a server really is: the embedded engine is started when it is first needed."""
+    if server.scheme != EMBEDDED:
+        return server
+    from aicortex.embedded import ensure_running
+    from aicortex.errors import EmbeddedEngineError
+
+    try:
+        host, port = ensure_running()
+    except EmbeddedEngineError as error:
+        raise AttemptFailed(Failure("engine", CONNECT, str(error))) from error
+    return Server(f"{host}:{port}")
+
+
+def call(server: Server, method: str, path: str, body: bytes = b"", *, due: float) -> Response:
+    """Make one request and return its whole response; raises AttemptFailed."""
+    place = located(server)
+    connection = POOL.acquire(place, due=due)
+    try:
+        response = connection.send(method, path, place, body, due=due)
+        while not response.ended:
+            connection.receive(due)
+    except TimeoutError:
+        connection.close()
+        raise AttemptFailed(Failure("stalled", "reply", "did not answer in time")) from None
+    except BaseException:
+        connection.close()
+        raise
+    POOL.release(place, connection)
+    return response
+
+
+class Exchange:
+    """One answer under way: the core's decisions, carried out by whichever thread reads.
+
+    Nothing runs in the background. A reader that wants more than the log holds takes the lock and moves the answer
+    on by at least one event; others wait for it.
+    """
+
+    def __init__(self, servers: Sequence[Server], path: str, body: bytes, *, model: str, deadlines: Deadlines) -> None:
+        labels = [server.label for server in servers]
+        self.answer = Answer(labels, model=model, deadlines=deadlines, now=perf_counter(), wall=time())
+        self._servers = servers
+        self._path = path
+        self._body = body
+        self._lock = Lock()
+        self._place: Server | None = None  # where the connection leads to
+        self._number = 0
+        self._connection: Connection | None = None
+        self._cancelled = Event()
+
+    def start(self) -> None:
+        """Send the request to the first server that takes it."""
+        with self._lock:
+            self._advance(reading=False)
+
+    def refuse(self, failures: Sequence[Failure]) -> None:
+        """Record why none of the servers could be asked: one failure each, in their order."""
+        with self._lock:
+            for number, failure in enumerate(failures):
+                self.answer.failed(number, failure, perf_counter())
+
+    def pump(self, position: int) -> None:
+        """Block until the log is longer than `position` or the answer is over."""
+        if len(self.answer.log) <= position:
+            with self._lock:
+                if len(self.answer.log) <= position:
+                    self._advance(reading=True)
+
+    def cancel(self) -> None:
+        """End the answer from any thread, or from a signal handler; wakes whoever reads."""
+        self._cancelled.set()
+        connection = self._connection
+        if connection is not None:
+            connection.wake()
+        if self._lock.acquire(blocking=False):
+            try:
+                self._advance(reading=False)
+            finally:
+                self._lock.release()
+
+    def _advance(self, *, reading: bool) -> None:
+        answer = self.answer
+        since = perf_counter()
+        known = len(answer.log)
+        while not (reading and len(answer.log) > known):
+            if self._cancelled.is_set():
+                answer.cancel()
+            step = answer.next_step(perf_counter(), since=since)
+            if type(step) is Connect:
+                self._connect(step.server)
+            elif step is None or not reading:
+                break
+            elif type(step) is Read:
+                self._read(step.until)
+            elif type(step) is Wait:
+                self._cancelled.wait(step.until - perf_counter())
+        if not answer.is_reading:
+            self._let_go()
+
+    def _connect(self, number: int, *, fresh: bool = False) -> None:
+        """Open a connection and send the request."""
+        self._let_go()
+        answer = self.answer
+        now = perf_counter()
+        try:
+            place = located(self._servers[number])
+            now = perf_counter()  # the embedded engine may have been fetched and started
+            connection = POOL.acquire(place, due=answer.failover.connect_due(now), fresh=fresh)
+            self._place, self._number, self._connection = place, number, connection
+            due = answer.failover.first_token_due(perf_counter())
+            response = connection.send("POST", self._path, place, self._body, due=due)
+        except AttemptFailed as error:
+            self._let_go()
+            answer.failed(number, self._redacted(number, error.failure), perf_counter())
+        else:
+            answer.connected(number, response, perf_counter())
+
+    def _read(self, until: float) -> None:
+        """Read once and tell the answer."""
+        connection = self._connection
+        assert connection is not None  # the core reads only after it connected
+        try:
+            connection.receive(until)
+        except TimeoutError:
+            self.answer.timed_out(perf_counter())
+            return
+        except AttemptFailed as error:
+            if not self._retried(connection):
+                self.answer.failed(self._number, self._redacted(self._number, error.failure), perf_counter())
+            return
+        if connection.response.eof and self._retried(connection):
+            return
+        self.answer.received(perf_counter())
+
+    def _retried(self, connection: Connection) -> bool:
+        """Send the request again if a kept connection turned out to be closed before the server read it."""
+        if not connection.used or connection.response.head_bytes or self._cancelled.is_set():
+            return False
+        self._connect(self._number, fresh=True)
+        return True
+
+    def _let_go(self) -> None:
+        """Give a finished connection back, or close an unfinished one, which makes the server stop generating."""
+        connection, self._connection = self._connection, None
+        if connection is None or self._place is None:
+            return
+        if self.answer.is_whole:
+            POOL.release(self._place, connection)
+        else:
+            connection.close()
+
+    def _redacted(self, number: int, failure: Failure) -> Failure:
+        message = self._servers[number].redact(failure.message)
+        return Failure(failure.kind, failure.phase, message, failure.status, failure.retry_after)

@@ -1,0 +1,220 @@
+"""One connection to a server, over a blocking socket: connect, send, receive, and be woken by another thread.
+
+Every error of the operating system becomes an `AttemptFailed` here and nowhere else in this front end.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from time import perf_counter
+
+from httptools import HttpParserError, HttpParserUpgrade
+
+from aicortex._core.failover import AttemptFailed, Failure
+from aicortex._core.http import Response, encode_request
+from aicortex._core.server import Server
+from aicortex.settings import proxy_for
+
+READ_SIZE = (65536,)  # bytes of one read, as the sequence that map() walks over
+FIRST = (0,)
+CONNECT = "connect"
+SEND = "send"
+exhaust = deque[object](maxlen=0).extend  # runs an iterator of C functions without any Python bytecode between
+
+
+class Connection:
+    """A connection that carries one request at a time.
+
+    `receive` is safe against a KeyboardInterrupt at any point: bytes go from the socket through `_inbox` into the
+    response by C functions alone, so they are either still in the kernel, in the inbox, or parsed.
+    """
+
+    __slots__ = ("_inbox", "_read", "_request", "_socket", "response", "used")
+
+    def __init__(self, server: Server, *, due: float) -> None:
+        """Connect by the time `due` (of `perf_counter`); raises AttemptFailed."""
+        self.response = Response()
+        self.used = False  # whether an earlier request went over this connection
+        self._inbox: list[bytes] = []
+        self._socket, self._request = _connect(server, due)
+        read: Callable[[int], bytes] = self._socket.recv
+        if server.scheme == "https":
+            # SSLSocket.recv is Python code, in which an interrupt would lose what was read; this C method is not.
+            read = self._socket._sslobj.read  # type: ignore[attr-defined]
+        self._read = read
+
+    def send(self, method: str, path: str, server: Server, body: bytes = b"", *, due: float) -> Response:
+        """Send a request and return its response, to be filled by `receive`; raises AttemptFailed."""
+        prefix, extra = self._request
+        headers = [("Host", server.netloc), ("Accept", "application/x-ndjson, application/json"), *extra]
+        data = encode_request(method, prefix + server.path + path, [*headers, *server.headers], body)
+        self.response = Response()
+        self._inbox.clear()
+        try:
+            self._wait_at_most(due)
+            self._socket.sendall(data)
+        except TimeoutError:
+            raise AttemptFailed(
+                Failure("stalled", SEND, "does not take the request: its connection is stuck")
+            ) from None
+        except OSError as error:
+            raise AttemptFailed(_failure_of(error, SEND)) from error
+        return self.response
+
+    def receive(self, due: float) -> None:
+        """Read once and feed the response, or raise TimeoutError; raises AttemptFailed when the connection breaks."""
+        inbox = self._inbox
+        if not inbox:
+            self._wait_at_most(due)
+            try:
+                inbox.extend(map(self._read, READ_SIZE))
+            except TimeoutError:
+                raise
+            except OSError as error:
+                self._end(error)
+                return
+        response = self.response
+        if not inbox[0]:
+            response.eof = True
+            return
+        if not response.started:
+            response.count_head(inbox[0])
+        try:
+            exhaust(map(response.feed, map(inbox.pop, FIRST)))
+        except (HttpParserError, HttpParserUpgrade) as error:
+            response.refuse(error)
+
+    def _end(self, error: OSError) -> None:
+        if _is_tls_error(error) and "EOF" in str(error).upper():
+            self.response.eof = True  # closed without TLS's own goodbye; whether the answer is whole, the core knows
+            return
+        raise AttemptFailed(_failure_of(error, "")) from error
+
+    def _wait_at_most(self, due: float) -> None:
+        """Set the socket's timeout; a time already past still takes what has come."""
+        self._socket.settimeout(max(due - perf_counter(), 0.001))
+
+    def is_ready(self) -> bool:
+        """Whether another request may be sent: the last response is whole and the server has not hung up."""
+        try:
+            while not self.response.complete and not self.response.ended:
+                self.receive(0.0)
+            quiet = not select.select([self._socket], [], [], 0)[0]
+        except (AttemptFailed, OSError, ValueError):
+            return False
+        return quiet and self.response.reusable
+
+    def wake(self) -> None:
+        """Make a `receive` in another thread return at once; the connection is of no use afterwards."""
+        with suppress(OSError):  # the peer was faster
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; a server that was generating stops."""
+        self._socket.close()
+
+
+def _connect(server: Server, due: float) -> tuple[socket.socket, tuple[str, list[tuple[str, str]]]]:
+    """Return a connected socket, and what a request through it needs: a prefix of its target, and headers."""
+    proxy = proxy_for(server)
+    peer = proxy or server
+    found = _open(peer.host, peer.port, due)
+    try:
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if server.scheme == "http":
+            prefix = f"http://{server.netloc}" if proxy else ""
+            return found, (prefix, _proxy_headers(proxy) if proxy else [])
+        if proxy:
+            _tunnel(found, proxy, server, due)
+        return _secured(found, server, due), ("", [])
+    except BaseException:
+        found.close()
+        raise
+
+
+def _open(host: str, port: int, due: float) -> socket.socket:
+    """Connect to the first address of a name that answers; each gets its share of the time."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise AttemptFailed(Failure("unreachable", CONNECT, f"the name {host} cannot be resolved ({error})")) from error
+    failure = Failure("unreachable", CONNECT, f"the name {host} has no address")
+    for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        found = socket.socket(family, kind, protocol)
+        try:
+            found.settimeout(max((due - perf_counter()) / left, 0.001))
+            found.connect(address)
+            return found
+        except OSError as error:
+            found.close()
+            failure = _failure_of(error, CONNECT)
+        except BaseException:
+            found.close()
+            raise
+    raise AttemptFailed(failure)
+
+
+def _proxy_headers(proxy: Server) -> list[tuple[str, str]]:
+    return [(f"Proxy-{name}", value) for name, value in proxy.headers if name == "Authorization"]
+
+
+def _tunnel(found: socket.socket, proxy: Server, server: Server, due: float) -> None:
+    """Ask a proxy for a way through to the server; it answers with a head and nothing else."""
+    request = encode_request("CONNECT", server.netloc, [("Host", server.netloc), *_proxy_headers(proxy)])
+    head = b""
+    try:
+        found.settimeout(max(due - perf_counter(), 0.001))
+        found.sendall(request)
+        while not head.endswith(b"\r\n\r\n") and len(head) < 65536:
+            byte = found.recv(1)  # one at a time: what follows the head belongs to TLS
+            if not byte:
+                break
+            head += byte
+    except OSError as error:
+        raise AttemptFailed(_failure_of(error, CONNECT)) from error
+    status = head.split(b"\r\n", 1)[0].decode("latin-1")
+    if status.split(" ")[1:2] != ["200"]:
+        raise AttemptFailed(Failure("proxy", CONNECT, f"the proxy {proxy.label} refuses the way through: {status!r}"))
+
+
+def _secured(found: socket.socket, server: Server, due: float) -> socket.socket:
+    import ssl  # 20 ms to import, and a context as much again: only for https
+
+    try:
+        context = ssl.create_default_context(cafile=None)
+        if server.ca_file:
+            context.load_verify_locations(server.ca_file)
+        if server.client_cert:
+            context.load_cert_chain(server.client_cert)
+        if not server.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        found.settimeout(max(due - perf_counter(), 0.001))
+        return context.wrap_socket(found, server_hostname=server.host, suppress_ragged_eofs=False)
+    except (OSError, ValueError) as error:
+        raise AttemptFailed(_failure_of(error, CONNECT)) from error
+
+
+def _is_tls_error(error: Exception) -> bool:
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(error, ssl.SSLError)
+
+
+def _failure_of(error: Exception, phase: str) -> Failure:
+    """Say in plain words what an operating system's error means; the phase "" is whichever the answer is in."""
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, ConnectionRefusedError):
+        return Failure("refused", phase, "refused the connection: nothing listens there")
+    if isinstance(error, TimeoutError):
+        return Failure("connect_timeout", phase, "does not answer: the connection could not be opened in time")
+    if _is_tls_error(error):
+        return Failure("tls", phase, f"no secure connection ({words})")
+    if isinstance(error, ConnectionError):
+        return Failure("reset", phase, f"broke the connection ({words})")
+    return Failure("unreachable" if phase == CONNECT else "reset", phase, f"cannot be reached ({words})")

@@ -1,0 +1,167 @@
+"""From what the caller passes to what Ollama takes; every mistake gets a ValueError that says what to write."""
+
+from __future__ import annotations
+
+import os
+from binascii import b2a_base64
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from aicortex._core.failover import Deadlines
+
+Image: TypeAlias = "str | bytes | os.PathLike[str]"
+MessageDict: TypeAlias = Mapping[str, Any]  # Any: JSON of the caller's making
+Options: TypeAlias = Mapping[str, Any]  # Any: whatever the server's runner takes
+ROLES = ("system", "user", "assistant", "tool")
+THINK = (None, True, False, "low", "medium", "high")
+MAX_IMAGE_BYTES = 64 * 1024 * 1024
+
+
+def collect_messages(
+    prompt: str | None,
+    messages: Sequence[MessageDict] | None,
+    system: str | None,
+    images: Sequence[Image] | None,
+) -> list[dict[str, Any]]:  # Any: JSON
+    """Return the conversation to send, oldest message first."""
+    if prompt is None and not messages:
+        raise ValueError("nothing is asked: give a prompt, or messages")
+    asked = [_message(index, message) for index, message in enumerate(messages or ())]
+    if system is not None:
+        asked.insert(0, {"role": "system", "content": _text("system", system)})
+    if prompt is not None:
+        asked.append({"role": "user", "content": _text("prompt", prompt)})
+    if images:
+        if isinstance(images, str | bytes | os.PathLike):
+            raise ValueError("images is a list: write images=[...]")
+        target = next((message for message in reversed(asked) if message["role"] == "user"), None)
+        if target is None:
+            raise ValueError("images belong to a user's message: give a prompt")
+        target["images"] = [*target.get("images", ()), *map(_image, images)]
+    return asked
+
+
+def _text(name: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, not {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{name} is empty")
+    if not _is_encodable(value):
+        raise ValueError(f"{name} has lone surrogates, which no encoding can express: decode its source as UTF-8")
+    return value
+
+
+def _is_encodable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _message(index: int, message: MessageDict) -> dict[str, Any]:  # Any: JSON
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        roles = ", ".join(map(repr, ROLES))
+        raise ValueError(f"messages[{index}] must be a dictionary whose 'role' is one of {roles}")
+    content = message.get("content", "")
+    if not isinstance(content, str) or not _is_encodable(content):
+        raise ValueError(f"messages[{index}]['content'] must be text")
+    try:
+        return cast(dict[str, Any], msgspec.json.decode(msgspec.json.encode(dict(message))))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"messages[{index}] is no JSON: {error}") from error
+
+
+def _image(image: Image) -> str:
+    """Return an image as base64."""
+    if isinstance(image, str) and image.startswith("data:"):
+        head, comma, data = image.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise ValueError("an image's data URL must look like 'data:image/png;base64,…'")
+        return data
+    if not isinstance(image, bytes):
+        try:
+            image = Path(image).read_bytes()
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"the image {image!r} cannot be read: {error}") from error
+    if not 0 < len(image) <= MAX_IMAGE_BYTES:
+        raise ValueError(f"an image must have between 1 byte and {MAX_IMAGE_BYTES // 1024 // 1024} MB")
+    return b2a_base64(image, newline=False).decode()
+
+
+def collect_options(
+    options: Options | None,
+    temperature: float | None,
+    top_p: float | None,
+    max_tokens: int | None,
+    stop: str | Sequence[str] | None,
+    seed: int | None,
+) -> dict[str, Any]:  # Any: JSON
+    """Return Ollama's `options`; the named arguments go before the same ones in `options`."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError("options must be a dictionary of Ollama's options, such as {'num_ctx': 8192}")
+    stops = [stop] if isinstance(stop, str) else stop
+    if stops is not None and (not all(isinstance(s, str) and s for s in stops) or not stops):
+        raise ValueError("stop must be a text, or a list of texts, none of them empty")
+    named = {
+        "temperature": _number("temperature", temperature, at_least=0),
+        "top_p": _number("top_p", top_p, at_least=0, at_most=1),
+        "num_predict": _whole("max_tokens", max_tokens, at_least=1),
+        "stop": None if stops is None else list(stops),
+        "seed": _whole("seed", seed),
+    }
+    chosen = {**(options or {}), **{name: value for name, value in named.items() if value is not None}}
+    try:
+        msgspec.json.encode(chosen)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"options are no JSON: {error}") from error
+    return chosen
+
+
+def check_model(model: str | None, think: bool | str | None) -> None:
+    """Refuse what can be neither a model's name nor a way to think."""
+    if model is not None and (not isinstance(model, str) or not model.strip()):
+        raise ValueError("model must be a model's name, such as 'llama3.2:3b'")
+    if not any(think is known or (isinstance(think, str) and think == known) for known in THINK):
+        raise ValueError("think must be True, False, 'low', 'medium' or 'high'")
+
+
+def check_deadlines(limits: Deadlines) -> None:
+    """Refuse deadlines that are not seconds."""
+    _number("connect_timeout", limits.connect, above=0)
+    _number("first_token_timeout", limits.first_token, above=0)
+    _number("stall_timeout", limits.stall, above=0)
+    if limits.total is not None:
+        _number("timeout", limits.total, above=0)
+
+
+def _number(
+    name: str,
+    value: float | None,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+) -> float | None:
+    if value is None and above is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, not {value}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name} must be at most {at_most}, not {value}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} must be more than {above} seconds, not {value}")
+    return value
+
+
+def _whole(name: str, value: int | None, *, at_least: int | None = None) -> int | None:
+    if value is not None and not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    _number(name, value, at_least=at_least)
+    return value

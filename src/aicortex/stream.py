@@ -1,0 +1,124 @@
+"""The stream a reader holds: replayable, thread-safe, and cancelled when nobody wants it any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from aicortex._core.answer import Result
+from aicortex._sync.client import Exchange
+from aicortex.events import StreamEvent
+
+
+class Stream:
+    """The events of one answer, as they come.
+
+    Iterating gives every event from the first one on, then waits for the next; each `iter()` is a cursor of its own,
+    and two threads may read one stream. Reading raises AllServersFailedError when no server answered,
+    StreamInterruptedError (with `.partial`) when the answer broke off, RequestRejectedError when a server calls the
+    request wrong, StreamCancelledError after `cancel()`. Leaving a `with` block, `cancel()`, or dropping the last
+    reference stops the generation on the server; `break` alone does not.
+    """
+
+    __slots__ = ("__weakref__", "_exchange")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def __iter__(self) -> Cursor:
+        return Cursor(self)
+
+    def tokens(self) -> Iterator[str]:
+        """Yield the text of each token from the first one on."""
+        for event in self:
+            if event.type == "token" and event.content:
+                yield event.content
+
+    def text(self) -> str:
+        """Read to the end and return the whole text; raises as iterating does."""
+        return self.result.text
+
+    @property
+    def result(self) -> Result:
+        """Read to the end and return text, thinking, finish reason, usage, timings, model, server and attempts."""
+        exchange = self._exchange
+        while (outcome := exchange.answer.outcome) is None:
+            exchange.pump(len(exchange.answer.log))
+        if isinstance(outcome, Result):
+            return outcome
+        raise outcome.with_traceback(None)
+
+    @property
+    def text_so_far(self) -> str:
+        """The text received so far; never blocks and never raises."""
+        return "".join(event.content or "" for event in self.events if event.type == "token")
+
+    @property
+    def events(self) -> Sequence[StreamEvent]:
+        """Every event so far, oldest first: the live log, to look at and not to change."""
+        return self._exchange.answer.log
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come: the answer is whole, failed or cancelled."""
+        return self._exchange.answer.outcome is not None
+
+    def cancel(self) -> None:
+        """Stop the answer, from any thread; the server stops generating, and blocked readers wake up."""
+        self._exchange.cancel()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        exchange = getattr(self, "_exchange", None)
+        if exchange is not None:
+            exchange.cancel()
+
+    def __repr__(self) -> str:
+        state = "done" if self.done else "running"
+        return f"<Stream {state}, {len(self.events)} events>"
+
+    def __aiter__(self) -> None:
+        raise TypeError("this is a synchronous Stream: write 'for event in stream', without 'async'")
+
+
+class Cursor:
+    """One reader's place in a stream."""
+
+    __slots__ = ("_log", "_position", "_stream")
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._log = stream._exchange.answer.log
+        self._position = 0
+
+    def __iter__(self) -> Cursor:
+        return self
+
+    def __next__(self) -> StreamEvent:
+        try:
+            event = self._log[self._position]
+        except IndexError:
+            event = self._wait()
+        self._position += 1
+        return event
+
+    def _wait(self) -> StreamEvent:
+        """Wait for the next event, or end as the stream did."""
+        exchange = self._stream._exchange
+        answer = exchange.answer
+        while True:
+            outcome = answer.outcome  # before the log: events come first, the outcome after them
+            if self._position < len(self._log):
+                return self._log[self._position]
+            if isinstance(outcome, Result):
+                raise StopIteration
+            if outcome is not None:
+                raise outcome.with_traceback(None)
+            exchange.pump(self._position)

@@ -112,13 +112,10 @@ class Cursor:
     def _wait(self) -> StreamEvent:
         """Wait for the next event, or end as the stream did."""
         exchange = self._stream._exchange
-        answer = exchange.answer
-        while True:
-            outcome = answer.outcome  # before the log: events come first, the outcome after them
-            if self._position < len(self._log):
-                return self._log[self._position]
-            if isinstance(outcome, Result):
-                raise StopIteration
-            if outcome is not None:
-                raise outcome.with_traceback(None)
-            exchange.pump(self._position)
+        if exchange.pump(self._position):
+            return self._log[self._position]
+        outcome = exchange.answer.outcome
+        if isinstance(outcome, Result):
+            raise StopIteration
+        assert outcome is not None  # pump() says so
+        raise outcome.with_traceback(None)

@@ -34,6 +34,7 @@ from aicortex.errors import (
 from aicortex.events import StreamEvent
 
 SECOND_NS = 1e9
+RELEASED_PIECES = 1024  # decoded pieces of a body that may wait to be dropped
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -66,20 +67,25 @@ class Try(msgspec.Struct, frozen=True):
     server: int
     response: Response
     sent: float
-    lines: Lines = Lines()
-    heard: float | None = None  # when the newest chunk came
 
 
 class State(msgspec.Struct, frozen=True):
-    """Everything that changes while an answer runs, replaced as one."""
+    """What changes with attempts."""
 
     failover: Failover
     began: float  # when the attempt under way began, or the last one ended
     current: Try | None = None
-    index: int = 0  # of the next token
-    shown: bool = False  # whether the reader was given anything of the answer
     attempts: tuple[Attempt, ...] = ()
     outcome: Result | AICortexError | None = None
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What changes with every read; the token path makes one of these and nothing else."""
+
+    index: int = 0  # of the next token
+    shown: bool = False  # whether the reader was given anything of the answer
+    heard: float | None = None  # when the newest chunk of the attempt came, if any did
+    lines: Lines = Lines()
 
 
 class Answer:
@@ -88,14 +94,16 @@ class Answer:
     `labels` names the servers in order of preference, without secrets. `log` holds the events and only grows.
     """
 
-    __slots__ = ("_labels", "_model", "_staged", "_state", "_zero", "log")
+    __slots__ = ("_labels", "_model", "_progress", "_released", "_staged", "_state", "_zero", "log")
 
     def __init__(self, labels: Sequence[str], *, model: str, deadlines: Deadlines, now: float, wall: float) -> None:
         self._labels = labels
         self._model = model
         self._zero = wall - now
-        self._staged: tuple[int, list[StreamEvent], State] | None = None
+        self._staged: tuple[int, list[StreamEvent], State, Progress] | None = None
         self._state = State(Failover(tuple(range(len(labels))), deadlines, now), now)
+        self._progress = Progress()
+        self._released = 0
         self.log: list[StreamEvent] = [StreamEvent("start", "", meta={"model": model}, timestamp=wall)]
 
     @property
@@ -120,28 +128,29 @@ class Answer:
 
     def next_step(self, now: float, *, since: float) -> Connect | Read | Wait | None:
         """Decide what the front end does next; `since` is when it began to wait for the next event."""
-        self._apply()
+        if self._staged is not None:
+            self._recover()
         state = self._state
         if state.outcome is not None:
             return None
         current = state.current
         if current is None:
-            step = state.failover.next_step(now, delivered=state.shown)
+            step = state.failover.next_step(now, delivered=self._progress.shown)
             if not isinstance(step, GiveUp):
                 return step
-            self._commit([], msgspec.structs.replace(state, outcome=self._final_error(state, None)))
+            self._commit([], msgspec.structs.replace(state, outcome=self._final_error(state)), self._progress)
             return None
-        if current.heard is None and not _is_refusal(current.response):
+        if self._progress.heard is None and not _is_refusal(current.response):
             return Read(state.failover.first_token_due(current.sent))
-        return Read(state.failover.chunk_due(max(current.heard or current.sent, since)))
+        return Read(state.failover.chunk_due(since))
 
     def connected(self, server: int, response: Response, now: float) -> None:
         """Take note that the request was sent to a server, whose reply this response will be."""
-        state = self._state
-        event = self._event(
-            "meta", now, "", {"kind": "connected", "server": self._labels[server], "model": self._model}
-        )
-        self._commit([event], msgspec.structs.replace(state, current=Try(server, response, now)))
+        meta = {"kind": "connected", "server": self._labels[server], "model": self._model}
+        state = msgspec.structs.replace(self._state, current=Try(server, response, now))
+        progress = Progress(self._progress.index, self._progress.shown)
+        self._released = 0
+        self._commit([self._event("meta", now, "", meta)], state, progress)
 
     def received(self, now: float) -> None:
         """Turn what was fed to the response into events."""
@@ -149,16 +158,22 @@ class Answer:
         if current is None:
             return
         response = current.response
-        if not response.started or response.status != 200:
+        if self._progress.heard is None and (not response.started or response.status != 200):
             self._take_head(current, now)
             return
-        chunks, lines, fault = decode_lines(current.lines, response.body)
-        if response.ended and fault is None:
-            rest, fault = decode_rest(lines, response.body)
+        chunks, after, fault = decode_lines(self._progress.lines, response.body)
+        ended = response.eof or response.fault is not None or (bool(response.tails) and response.complete)
+        if ended and fault is None:
+            rest, fault = decode_rest(after, response.body)
             chunks += rest
-        self._take(chunks, lines, fault, now)
-        used = slice(current.lines.start, lines.start)
-        response.body[used] = [b""] * (used.stop - used.start)  # in place: the parser appends to this list
+        self._take(current, chunks, after, fault, now, ended=ended)
+        if after.start > self._released + RELEASED_PIECES:
+            self._release(response, after.start)
+
+    def _release(self, response: Response, end: int) -> None:
+        """Drop pieces that were decoded, in place because the parser appends to this list."""
+        response.body[self._released : end] = [b""] * (end - self._released)
+        self._released = end
 
     def _take_head(self, current: Try, now: float) -> None:
         """Look at a reply that has no status yet, or an error status whose body may still be coming."""
@@ -169,15 +184,14 @@ class Answer:
         elif response.ended or sum(map(len, response.body)) > faults.MAX_ERROR_BYTES:
             self.failed(current.server, faults.of_status(response), now)
 
-    def _take(self, chunks: list[Chunk], lines: Lines, fault: str | None, now: float) -> None:
+    def _take(
+        self, current: Try, chunks: list[Chunk], lines: Lines, fault: str | None, now: float, *, ended: bool
+    ) -> None:
         """Append the events of these chunks and what follows from them."""
-        state = self._state
-        current = state.current
-        assert current is not None  # received() looked
+        before = self._progress
         stamp = now + self._zero
-        index = state.index
+        index = before.index
         events: list[StreamEvent] = []
-        append = events.append
         final = None
         for chunk in chunks:
             message = chunk.message
@@ -189,19 +203,18 @@ class Answer:
             if message.thinking or message.tool_calls:
                 index = self._take_rare(chunk, events, index, stamp)
             elif message.content:
-                append(StreamEvent("token", message.content, index, None, None, None, None, stamp))
+                events.append(StreamEvent("token", message.content, index, None, None, None, None, stamp))
                 index += 1
         if final is not None and final.error is None:
             index = self._take_rare(final, events, index, stamp)
-        current = Try(current.server, current.response, current.sent, lines, now if chunks else current.heard)
-        shown = state.shown or bool(events)
-        state = State(state.failover, state.began, current, index, shown, state.attempts, None)
-        if final is None and fault is None and not current.response.ended:
-            self._commit(events, state)
+        progress = Progress(index, before.shown or bool(events), now if chunks else before.heard, lines)
+        if final is None and fault is None and not ended:
+            self._commit(events, self._state, progress)
         elif final is not None and final.error is None:
-            self._finish(final, events, state, now)
+            self._finish(current, final, events, progress, now)
         else:
-            self._fail(current.server, self._fault_of(current, final, fault, shown=shown), events, state, now)
+            failure = self._fault_of(current, final, fault, shown=progress.shown)
+            self._fail(current.server, failure, events, progress, now)
 
     def _take_rare(self, chunk: Chunk, events: list[StreamEvent], index: int, stamp: float) -> int:
         """Append the events of a chunk that may hold more than content; returns the next token's index."""
@@ -226,10 +239,9 @@ class Answer:
             return faults.of_content(current.response, fault, phase=phase)
         return faults.of_end(current.response, phase=phase)
 
-    def _finish(self, final: Chunk, events: list[StreamEvent], state: State, now: float) -> None:
+    def _finish(self, current: Try, final: Chunk, events: list[StreamEvent], progress: Progress, now: float) -> None:
         """End the answer: the server said that it is done."""
-        current = state.current
-        assert current is not None  # the done chunk came through it
+        state = self._state
         seen = [*self.log, *events]
         done = Attempt(
             self._labels[current.server],
@@ -263,7 +275,7 @@ class Answer:
             "attempts": [msgspec.structs.asdict(attempt) for attempt in result.attempts],
         }
         events += [self._event("meta", now, "", stats), self._event("end", now, "", meta)]
-        self._commit(events, msgspec.structs.replace(state, current=None, outcome=result))
+        self._commit(events, msgspec.structs.replace(state, current=None, outcome=result), progress)
 
     def timed_out(self, now: float) -> None:
         """Take note that what the last step waited for did not come in time."""
@@ -273,11 +285,10 @@ class Answer:
             return
         deadlines = state.failover.deadlines
         if state.failover.is_late(now):
-            phase = faults.STREAM if state.shown else faults.FIRST_TOKEN
-            failure = Failure("timeout", phase, f"the answer was not whole within {deadlines.total:g} s")
+            failure = Failure("timeout", "", f"the answer was not whole within {deadlines.total:g} s")
         elif _is_refusal(current.response):
             failure = faults.of_status(current.response)
-        elif current.heard is None:
+        elif self._progress.heard is None:
             words = f"no first token within {deadlines.first_token:g} s"
             failure = Failure("first_token_timeout", faults.FIRST_TOKEN, words)
         else:
@@ -286,17 +297,17 @@ class Answer:
 
     def failed(self, server: int, failure: Failure, now: float) -> None:
         """Take note that the attempt at a server failed; an error event follows, and the next step or the end."""
-        self._fail(server, failure, [], self._state, now)
+        self._fail(server, failure, [], self._progress, now)
 
-    def _fail(self, server: int, failure: Failure, events: list[StreamEvent], state: State, now: float) -> None:
-        if not failure.phase:  # a connection does not know how far the answer was
-            failure = msgspec.structs.replace(failure, phase=faults.STREAM if state.shown else faults.FIRST_TOKEN)
+    def _fail(self, server: int, failure: Failure, events: list[StreamEvent], progress: Progress, now: float) -> None:
+        state = self._state
         failover = state.failover.record(server, failure, now)
-        will_retry = not isinstance(failover.next_step(now, delivered=state.shown), GiveUp)
+        will_retry = not isinstance(failover.next_step(now, delivered=progress.shown), GiveUp)
         attempt = Attempt(
             server=self._labels[server],
             kind=failure.kind,
-            phase=failure.phase,
+            # a connection does not know how far the answer was
+            phase=failure.phase or (faults.STREAM if progress.shown else faults.FIRST_TOKEN),
             message=failure.message,
             delivered=_characters([*self.log, *events]),
             will_retry=will_retry,
@@ -306,13 +317,14 @@ class Answer:
         meta = msgspec.structs.asdict(attempt)
         del meta["message"]
         events.append(self._event("error", now, f"{attempt.server}: {attempt.message}", meta))
-        after = State(failover, now, None, state.index, state.shown, (*state.attempts, attempt), None)
+        after = State(failover, now, None, (*state.attempts, attempt))
         if not will_retry:
-            text = "".join(e.content or "" for e in [*self.log, *events] if e.type == "token")
-            after = msgspec.structs.replace(after, outcome=self._final_error(after, text))
-        self._commit(events, after)
+            partial = "".join(e.content or "" for e in [*self.log, *events] if e.type == "token")
+            error = self._final_error(after, partial, shown=progress.shown)
+            after = msgspec.structs.replace(after, outcome=error)
+        self._commit(events, after, progress)
 
-    def _final_error(self, state: State, partial: str | None) -> AICortexError:
+    def _final_error(self, state: State, partial: str = "", *, shown: bool = False) -> AICortexError:
         """Return the error that ends an answer which no server will finish."""
         if not state.attempts:
             return AllServersFailedError("All servers failed: the time was up before any could be asked")
@@ -323,38 +335,41 @@ class Answer:
                 f"the request was refused by {where}",
                 server=last.server,
                 status=last.status,
-                partial=partial or "",
+                partial=partial,
             )
-        if state.shown:
+        if shown:
             words = f"Stream interrupted after {last.delivered} characters by {where}"
-            return StreamInterruptedError(words, attempts=state.attempts, partial=partial or "")
+            return StreamInterruptedError(words, attempts=state.attempts, partial=partial)
         each = "; ".join(f"{a.server} ({a.phase}): {a.message}" for a in _latest(state.attempts))
         return AllServersFailedError(f"All servers failed: {each}", attempts=state.attempts)
 
     def cancel(self) -> None:
         """End the answer because its reader wants no more of it; without effect when it is over."""
-        self._apply()
+        self._recover()
         if self._state.outcome is None:
             partial = "".join(event.content or "" for event in self.log if event.type == "token")
             words = f"the stream was cancelled after {len(partial)} characters"
             error = StreamCancelledError(words, partial=partial)
-            self._commit([], msgspec.structs.replace(self._state, current=None, outcome=error))
+            self._commit([], msgspec.structs.replace(self._state, current=None, outcome=error), self._progress)
 
     def _event(self, kind: str, now: float, content: str, meta: dict[str, Any]) -> StreamEvent:  # Any: JSON
         return StreamEvent(kind, content, meta=meta, timestamp=now + self._zero)
 
-    def _commit(self, events: list[StreamEvent], state: State) -> None:
-        self._staged = (len(self.log), events, state)
-        self._apply()
+    def _commit(self, events: list[StreamEvent], state: State, progress: Progress) -> None:
+        self._staged = (len(self.log), events, state, progress)
+        self.log.extend(events)
+        self._progress = progress
+        self._state = state
+        self._staged = None
 
-    def _apply(self) -> None:
-        """Finish a staged commit, wherever it was interrupted."""
-        staged = self._staged
-        if staged is None:
+    def _recover(self) -> None:
+        """Finish a commit that was interrupted."""
+        if self._staged is None:
             return
-        base, events, state = staged
+        base, events, state, progress = self._staged
         if len(self.log) == base:
             self.log.extend(events)
+        self._progress = progress
         self._state = state
         self._staged = None
 

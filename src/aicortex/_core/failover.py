@@ -153,11 +153,13 @@ class Failover(msgspec.Struct, frozen=True):
 
     def chunk_due(self, since: float) -> float:
         """When the next chunk is due after the reader began to wait for it."""
-        return self._clip(since + self.deadlines.stall)
+        deadlines = self.deadlines
+        return since + deadlines.stall if deadlines.total is None else self._clip(since + deadlines.stall)
 
     def connect_due(self, now: float) -> float:
         """When a connection begun now must be open and the request sent."""
         return self._clip(now + self.deadlines.connect)
 
     def _clip(self, due: float) -> float:
-        return due if self.ends is None else min(due, self.ends)
+        total = self.deadlines.total
+        return due if total is None else min(due, self.started + total)

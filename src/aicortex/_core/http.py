@@ -27,11 +27,13 @@ def encode_request(method: str, target: str, headers: Iterable[tuple[str, str]],
 class Response:
     """One response, parsed as its bytes are fed.
 
-    `body` collects the pieces of the body in order; `fault` says what was not HTTP, after everything before it
-    was kept. A body without a length ends with the connection: whoever reads sets `eof`.
+    `body` collects the pieces of the body in order; `heads` and `tails` grow with every head and every end of a
+    message that went by, more than one of each when 100-continue and its kin came first. `fault` says what was not
+    HTTP, after everything before it was kept. A body without a length ends with the connection: whoever reads sets
+    `eof`.
     """
 
-    __slots__ = ("_heads", "_parser", "_tails", "body", "eof", "fault", "feed", "head_bytes", "headers")
+    __slots__ = ("_parser", "body", "eof", "fault", "feed", "head_bytes", "headers", "heads", "tails")
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
@@ -39,13 +41,13 @@ class Response:
         self.fault: str | None = None
         self.eof = False
         self.head_bytes = 0
-        self._heads: list[bool] = []
-        self._tails: list[bool] = []
+        self.heads: list[bool] = []
+        self.tails: list[bool] = []
         sinks = SimpleNamespace(
             on_header=self.headers.__setitem__,
-            on_headers_complete=partial(self._heads.append, True),
+            on_headers_complete=partial(self.heads.append, True),
             on_body=self.body.append,
-            on_message_complete=partial(self._tails.append, True),
+            on_message_complete=partial(self.tails.append, True),
         )
         self._parser = HttpResponseParser(sinks)
         self.feed = self._parser.feed_data
@@ -63,7 +65,7 @@ class Response:
 
     def count_head(self, data: bytes) -> None:
         """Bound the head of the response."""
-        if not self._heads:
+        if not self.heads:
             self.head_bytes += len(data)
             if self.head_bytes > MAX_HEAD_BYTES:
                 self.fault = f"the response's head is longer than {MAX_HEAD_BYTES // 1024} KB"
@@ -75,7 +77,7 @@ class Response:
     @property
     def started(self) -> bool:
         """Whether a final status and all headers are here (100-continue and its kin do not count)."""
-        return bool(self._heads) and self.status >= 200
+        return bool(self.heads) and self.status >= 200
 
     @property
     def status(self) -> int:
@@ -86,7 +88,7 @@ class Response:
     @property
     def complete(self) -> bool:
         """Whether the whole body is here by its own framing."""
-        return self.started and len(self._heads) == len(self._tails)
+        return bool(self.tails) and len(self.heads) == len(self.tails) and self.started
 
     @property
     def ended(self) -> bool:
@@ -96,7 +98,7 @@ class Response:
     @property
     def reusable(self) -> bool:
         """Whether the connection may carry another request after this one."""
-        whole = self.complete and len(self._heads) == 1 and not self.eof and self.fault is None
+        whole = self.complete and len(self.heads) == 1 and not self.eof and self.fault is None
         return whole and self._parser.get_http_version() == "1.1" and "close" not in self.header("connection").lower()
 
     def header(self, name: str) -> str:

@@ -72,16 +72,21 @@ def decode_lines(lines: Lines, pieces: list[bytes]) -> tuple[list[Chunk], Lines,
     """
     end = len(pieces)
     fresh = pieces[lines.scanned :]
-    if not any(b"\n" in piece for piece in fresh):
-        pending = lines.pending + sum(map(len, fresh))
+    data = fresh[0] if len(fresh) == 1 else b"".join(fresh)
+    if b"\n" not in data:
+        pending = lines.pending + len(data)
         return [], Lines(lines.rest, lines.start, end, pending), _too_long(pending)
-    *whole, rest = b"".join([lines.rest, *pieces[lines.start :]]).split(b"\n")
+    if lines.pending:
+        data = b"".join([lines.rest, *pieces[lines.start : lines.scanned], data])
+    *whole, rest = data.split(b"\n")
     after = Lines(rest, end, end, len(rest))
     try:
-        return list(map(decode_chunk, whole)), after, _too_long(len(rest))
+        if len(data) <= MAX_LINE_BYTES:
+            return list(map(decode_chunk, whole)), after, None
     except BAD_JSON:
-        chunks, fault = _decode_until_fault(whole)
-        return chunks, after, fault or _too_long(len(rest))
+        pass  # the slow way keeps what stands before the fault
+    chunks, fault = _decode_until_fault(whole)
+    return chunks, after, fault or _too_long(len(rest))
 
 
 def decode_rest(lines: Lines, pieces: list[bytes]) -> tuple[list[Chunk], str | None]:
@@ -93,10 +98,12 @@ def decode_rest(lines: Lines, pieces: list[bytes]) -> tuple[list[Chunk], str | N
 
 
 def _decode_until_fault(lines: list[bytes]) -> tuple[list[Chunk], str | None]:
-    chunks = []
+    chunks: list[Chunk] = []
     for line in lines:
         if not line.strip():
             continue  # a blank line is a heartbeat of some proxies
+        if len(line) > MAX_LINE_BYTES:
+            return chunks, _too_long(len(line))
         try:
             chunks.append(decode_chunk(line))
         except BAD_JSON as error:

@@ -74,7 +74,7 @@ def call(server: Server, method: str, path: str, body: bytes = b"", *, due: floa
     try:
         response = connection.send(method, path, place, body, due=due)
         while not response.ended:
-            connection.receive(due)
+            connection.receive(due - perf_counter())
     except TimeoutError:
         connection.close()
         raise AttemptFailed(Failure("stalled", "reply", "did not answer in time")) from None
@@ -102,7 +102,8 @@ class Exchange:
         self._place: Server | None = None  # where the connection leads to
         self._number = 0
         self._connection: Connection | None = None
-        self._cancelled = Event()
+        self._is_cancelled = False
+        self._pause = Event()  # set by cancel() to end a wait for a busy server
 
     def start(self) -> None:
         """Send the request to the first server that takes it."""
@@ -115,16 +116,18 @@ class Exchange:
             for number, failure in enumerate(failures):
                 self.answer.failed(number, failure, perf_counter())
 
-    def pump(self, position: int) -> None:
-        """Block until the log is longer than `position` or the answer is over."""
-        if len(self.answer.log) <= position:
-            with self._lock:
-                if len(self.answer.log) <= position:
-                    self._advance(reading=True)
+    def pump(self, position: int) -> bool:
+        """Block until the log is longer than `position`; returns False when the answer is over before that."""
+        log = self.answer.log
+        with self._lock:
+            if len(log) <= position:
+                self._advance(reading=True)
+        return len(log) > position
 
     def cancel(self) -> None:
         """End the answer from any thread, or from a signal handler; wakes whoever reads."""
-        self._cancelled.set()
+        self._is_cancelled = True
+        self._pause.set()
         connection = self._connection
         if connection is not None:
             connection.wake()
@@ -135,21 +138,24 @@ class Exchange:
                 self._lock.release()
 
     def _advance(self, *, reading: bool) -> None:
+        """Do what the core says until there is an event to read, or without `reading` until a request is sent."""
         answer = self.answer
-        since = perf_counter()
-        known = len(answer.log)
-        while not (reading and len(answer.log) > known):
-            if self._cancelled.is_set():
+        log = answer.log
+        known = len(log)
+        since = now = perf_counter()
+        while not (reading and len(log) > known):
+            if self._is_cancelled:
                 answer.cancel()
-            step = answer.next_step(perf_counter(), since=since)
-            if type(step) is Connect:
+            step = answer.next_step(now, since=since)
+            if isinstance(step, Read) and reading:
+                self._read(step.until - now)
+            elif isinstance(step, Connect):
                 self._connect(step.server)
-            elif step is None or not reading:
+            elif isinstance(step, Wait) and reading:
+                self._pause.wait(step.until - now)
+            else:
                 break
-            elif type(step) is Read:
-                self._read(step.until)
-            elif type(step) is Wait:
-                self._cancelled.wait(step.until - perf_counter())
+            now = perf_counter()
         if not answer.is_reading:
             self._let_go()
 
@@ -171,26 +177,24 @@ class Exchange:
         else:
             answer.connected(number, response, perf_counter())
 
-    def _read(self, until: float) -> None:
+    def _read(self, seconds: float) -> None:
         """Read once and tell the answer."""
         connection = self._connection
         assert connection is not None  # the core reads only after it connected
         try:
-            connection.receive(until)
+            connection.receive(seconds)
         except TimeoutError:
             self.answer.timed_out(perf_counter())
-            return
         except AttemptFailed as error:
             if not self._retried(connection):
                 self.answer.failed(self._number, self._redacted(self._number, error.failure), perf_counter())
-            return
-        if connection.response.eof and self._retried(connection):
-            return
-        self.answer.received(perf_counter())
+        else:
+            if not connection.response.eof or not self._retried(connection):
+                self.answer.received(perf_counter())
 
     def _retried(self, connection: Connection) -> bool:
         """Send the request again if a kept connection turned out to be closed before the server read it."""
-        if not connection.used or connection.response.head_bytes or self._cancelled.is_set():
+        if not connection.used or connection.response.head_bytes or self._is_cancelled:
             return False
         self._connect(self._number, fresh=True)
         return True

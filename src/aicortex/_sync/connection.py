@@ -34,13 +34,14 @@ class Connection:
     response by C functions alone, so they are either still in the kernel, in the inbox, or parsed.
     """
 
-    __slots__ = ("_inbox", "_read", "_request", "_socket", "response", "used")
+    __slots__ = ("_inbox", "_read", "_request", "_socket", "_timeout", "response", "used")
 
     def __init__(self, server: Server, *, due: float) -> None:
         """Connect by the time `due` (of `perf_counter`); raises AttemptFailed."""
         self.response = Response()
         self.used = False  # whether an earlier request went over this connection
         self._inbox: list[bytes] = []
+        self._timeout = 0.0
         self._socket, self._request = _connect(server, due)
         read: Callable[[int], bytes] = self._socket.recv
         if server.scheme == "https":
@@ -56,7 +57,7 @@ class Connection:
         self.response = Response()
         self._inbox.clear()
         try:
-            self._wait_at_most(due)
+            self._wait_at_most(due - perf_counter())
             self._socket.sendall(data)
         except TimeoutError:
             raise AttemptFailed(
@@ -66,11 +67,12 @@ class Connection:
             raise AttemptFailed(_failure_of(error, SEND)) from error
         return self.response
 
-    def receive(self, due: float) -> None:
+    def receive(self, seconds: float) -> None:
         """Read once and feed the response, or raise TimeoutError; raises AttemptFailed when the connection breaks."""
         inbox = self._inbox
         if not inbox:
-            self._wait_at_most(due)
+            if seconds != self._timeout:
+                self._wait_at_most(seconds)
             try:
                 inbox.extend(map(self._read, READ_SIZE))
             except TimeoutError:
@@ -82,7 +84,7 @@ class Connection:
         if not inbox[0]:
             response.eof = True
             return
-        if not response.started:
+        if not response.heads:
             response.count_head(inbox[0])
         try:
             exhaust(map(response.feed, map(inbox.pop, FIRST)))
@@ -95,15 +97,16 @@ class Connection:
             return
         raise AttemptFailed(_failure_of(error, "")) from error
 
-    def _wait_at_most(self, due: float) -> None:
-        """Set the socket's timeout; a time already past still takes what has come."""
-        self._socket.settimeout(max(due - perf_counter(), 0.001))
+    def _wait_at_most(self, seconds: float) -> None:
+        """Set the socket's timeout; when the time is past, what has come is still taken."""
+        self._timeout = seconds
+        self._socket.settimeout(max(seconds, 0.001))
 
     def is_ready(self) -> bool:
         """Whether another request may be sent: the last response is whole and the server has not hung up."""
         try:
             while not self.response.complete and not self.response.ended:
-                self.receive(0.0)
+                self.receive(0.001)
             quiet = not select.select([self._socket], [], [], 0)[0]
         except (AttemptFailed, OSError, ValueError):
             return False

@@ -1,0 +1,1 @@
+"""What AI Cortex costs per token beside other clients, in one run: `python -m benchmarks`."""

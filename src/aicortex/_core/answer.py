@@ -24,6 +24,7 @@ from aicortex._core import faults
 from aicortex._core.failover import Attempt, Connect, Deadlines, Failover, Failure, GiveUp, Wait
 from aicortex._core.http import Response
 from aicortex._core.ollama import Chunk, Lines, decode_lines, decode_rest, error_text
+from aicortex._core.server import Server
 from aicortex.errors import (
     AICortexError,
     AllServersFailedError,
@@ -91,17 +92,17 @@ class Progress(msgspec.Struct, frozen=True):
 class Answer:
     """The state machine of one answer; pure, so every method is given the time.
 
-    `labels` names the servers in order of preference, without secrets. `log` holds the events and only grows.
+    `servers` are in order of preference. `log` holds the events and only grows.
     """
 
-    __slots__ = ("_labels", "_model", "_progress", "_released", "_staged", "_state", "_zero", "log")
+    __slots__ = ("_model", "_progress", "_released", "_servers", "_staged", "_state", "_zero", "log")
 
-    def __init__(self, labels: Sequence[str], *, model: str, deadlines: Deadlines, now: float, wall: float) -> None:
-        self._labels = labels
+    def __init__(self, servers: Sequence[Server], *, model: str, deadlines: Deadlines, now: float, wall: float) -> None:
+        self._servers = servers
         self._model = model
         self._zero = wall - now
         self._staged: tuple[int, list[StreamEvent], State, Progress] | None = None
-        self._state = State(Failover(tuple(range(len(labels))), deadlines, now), now)
+        self._state = State(Failover(tuple(range(len(servers))), deadlines, now), now)
         self._progress = Progress()
         self._released = 0
         self.log: list[StreamEvent] = [StreamEvent("start", "", meta={"model": model}, timestamp=wall)]
@@ -146,7 +147,7 @@ class Answer:
 
     def connected(self, server: int, response: Response, now: float) -> None:
         """Take note that the request was sent to a server, whose reply this response will be."""
-        meta = {"kind": "connected", "server": self._labels[server], "model": self._model}
+        meta = {"kind": "connected", "server": self._servers[server].label, "model": self._model}
         state = msgspec.structs.replace(self._state, current=Try(server, response, now))
         progress = Progress(self._progress.index, self._progress.shown)
         self._released = 0
@@ -244,7 +245,7 @@ class Answer:
         state = self._state
         seen = [*self.log, *events]
         done = Attempt(
-            self._labels[current.server],
+            self._servers[current.server].label,
             "ok",
             faults.STREAM,
             "",
@@ -304,11 +305,11 @@ class Answer:
         failover = state.failover.record(server, failure, now)
         will_retry = not isinstance(failover.next_step(now, delivered=progress.shown), GiveUp)
         attempt = Attempt(
-            server=self._labels[server],
+            server=self._servers[server].label,
             kind=failure.kind,
             # a connection does not know how far the answer was
             phase=failure.phase or (faults.STREAM if progress.shown else faults.FIRST_TOKEN),
-            message=failure.message,
+            message=self._servers[server].redact(failure.message),
             delivered=_characters([*self.log, *events]),
             will_retry=will_retry,
             seconds=now - state.began,

@@ -8,6 +8,7 @@ A request walks over its servers. Each failure has a kind, and the kind decides 
     denied model_not_found server_error error       goes to the next server
     first_token_timeout stalled truncated           goes to the next server
     busy                                            goes to the next server and comes back later
+    reset closed, on a kept connection              goes to the next server and comes back once
     rejected                                        ends: every server would refuse it
     timeout                                         ends: the caller's own deadline for the whole stream
 
@@ -34,8 +35,9 @@ class Deadlines(msgspec.Struct, frozen=True):
 class Failure(msgspec.Struct, frozen=True):
     """What went wrong in one attempt, before anybody decides what follows from it.
 
-    `kind` is a row of the table above, `phase` is "connect", "send", "first token" or "stream", `retry_after` the
-    seconds a busy server asked for.
+    `kind` is a row of the table above, `phase` is "connect", "send", "first token" or "stream" ("" stands for whichever
+    of the last two the answer is in), `retry_after` the seconds a busy server asked for. `stale` says that a kept
+    connection broke without a reply: perhaps the server closed it before it saw the request.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
     status: int | None = None
     retry_after: float | None = None
+    stale: bool = False
 
 
 class AttemptFailed(Exception):
@@ -125,9 +128,10 @@ class Failover(msgspec.Struct, frozen=True):
             pause = failure.retry_after if failure.retry_after is not None else float(2 ** (tries - 1))
             busy.append(Turn(now + pause, server, tries))
             busy.sort(key=lambda turn: turn.when)
+        untried = tuple(number for number in self.untried if number != server)
         return msgspec.structs.replace(
             self,
-            untried=tuple(number for number in self.untried if number != server),
+            untried=(*untried, server) if failure.stale else untried,
             busy=tuple(busy),
             over=self.over or failure.kind in FINAL_KINDS,
         )

@@ -93,8 +93,7 @@ class Exchange:
     """
 
     def __init__(self, servers: Sequence[Server], path: str, body: bytes, *, model: str, deadlines: Deadlines) -> None:
-        labels = [server.label for server in servers]
-        self.answer = Answer(labels, model=model, deadlines=deadlines, now=perf_counter(), wall=time())
+        self.answer = Answer(servers, model=model, deadlines=deadlines, now=perf_counter(), wall=time())
         self._servers = servers
         self._path = path
         self._body = body
@@ -102,6 +101,8 @@ class Exchange:
         self._place: Server | None = None  # where the connection leads to
         self._number = 0
         self._connection: Connection | None = None
+        self._stale: set[int] = set()  # servers whose kept connection broke: the next one is new
+        self._is_fed = False  # whether the response may hold what the answer was not yet told
         self._is_cancelled = False
         self._pause = Event()  # set by cancel() to end a wait for a busy server
 
@@ -159,21 +160,20 @@ class Exchange:
         if not answer.is_reading:
             self._let_go()
 
-    def _connect(self, number: int, *, fresh: bool = False) -> None:
+    def _connect(self, number: int) -> None:
         """Open a connection and send the request."""
         self._let_go()
+        self._is_fed = False
         answer = self.answer
-        now = perf_counter()
         try:
             place = located(self._servers[number])
-            now = perf_counter()  # the embedded engine may have been fetched and started
-            connection = POOL.acquire(place, due=answer.failover.connect_due(now), fresh=fresh)
+            due = answer.failover.connect_due(perf_counter())  # behind the start of the embedded engine
+            connection = POOL.acquire(place, due=due, fresh=number in self._stale)
             self._place, self._number, self._connection = place, number, connection
             due = answer.failover.first_token_due(perf_counter())
             response = connection.send("POST", self._path, place, self._body, due=due)
         except AttemptFailed as error:
-            self._let_go()
-            answer.failed(number, self._redacted(number, error.failure), perf_counter())
+            self._failed(number, error.failure)
         else:
             answer.connected(number, response, perf_counter())
 
@@ -181,23 +181,31 @@ class Exchange:
         """Read once and tell the answer."""
         connection = self._connection
         assert connection is not None  # the core reads only after it connected
+        if self._is_fed:  # an interrupt came before the answer was told
+            self.answer.received(perf_counter())
+            self._is_fed = False
+            return
+        self._is_fed = True
         try:
             connection.receive(seconds)
         except TimeoutError:
             self.answer.timed_out(perf_counter())
         except AttemptFailed as error:
-            if not self._retried(connection):
-                self.answer.failed(self._number, self._redacted(self._number, error.failure), perf_counter())
+            self._failed(self._number, error.failure)
         else:
-            if not connection.response.eof or not self._retried(connection):
+            if connection.response.eof and connection.is_stale:
+                self._failed(self._number, Failure("closed", "", "closed the kept connection without a reply"))
+            else:
                 self.answer.received(perf_counter())
+        self._is_fed = False
 
-    def _retried(self, connection: Connection) -> bool:
-        """Send the request again if a kept connection turned out to be closed before the server read it."""
-        if not connection.used or connection.response.head_bytes or self._is_cancelled:
-            return False
-        self._connect(self._number, fresh=True)
-        return True
+    def _failed(self, number: int, failure: Failure) -> None:
+        connection = self._connection
+        stale = connection is not None and connection.is_stale and not self._is_cancelled
+        if stale:
+            self._stale.add(number)
+            failure = Failure(failure.kind, failure.phase, failure.message, stale=True)
+        self.answer.failed(number, failure, perf_counter())
 
     def _let_go(self) -> None:
         """Give a finished connection back, or close an unfinished one, which makes the server stop generating."""
@@ -208,7 +216,3 @@ class Exchange:
             POOL.release(self._place, connection)
         else:
             connection.close()
-
-    def _redacted(self, number: int, failure: Failure) -> Failure:
-        message = self._servers[number].redact(failure.message)
-        return Failure(failure.kind, failure.phase, message, failure.status, failure.retry_after)

@@ -102,6 +102,11 @@ class Connection:
         self._timeout = seconds
         self._socket.settimeout(max(seconds, 0.001))
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the connection was kept from an earlier request and no byte of the reply has come."""
+        return self.used and not self.response.head_bytes
+
     def is_ready(self) -> bool:
         """Whether another request may be sent: the last response is whole and the server has not hung up."""
         try:

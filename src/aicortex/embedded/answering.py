@@ -1,0 +1,177 @@
+"""From a task to an answer: takes a slot, lends the engine, runs it, and hands out Ollama's objects one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from aicortex.embedded import engine, gguf
+from aicortex.embedded.api import ApiError, Served, Task
+from aicortex.embedded.replies import EngineChunk, Reply, read_chunk, too_long
+from aicortex.embedded.resident import Resident
+from aicortex.embedded.slots import ClientGoneError, Slots
+from aicortex.embedded.weights import file_digest
+
+_FOR_EVER = 100 * 365 * 86400.0  # seconds; the date a client sees for a model that is never unloaded
+
+
+class Model:
+    """One GGUF file under one name, and everything the API tells about it."""
+
+    def __init__(self, path: Path, name: str, *, digest: str = "", threads: int = 1):
+        """Read the file's head. `digest` is its SHA-256 where it is known. Raise ValueError, OSError."""
+        self._path = path
+        self._file = path.stat()
+        self._given_digest = digest
+        self._header = gguf.read_header(path)
+        trained = self._header.context_length or engine.CONTEXT_LENGTH
+        length = min(engine.CONTEXT_LENGTH, trained)
+        self.served = Served(name, self._header.control_tokens, length)
+        self.resident = Resident(lambda: engine.Engine(path, context_length=length, threads=threads))
+        self.slots = Slots(engine.SLOTS)
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the weights in hexadecimal, computed at the first need."""
+        return self._given_digest or file_digest(self._path)
+
+    def tags(self) -> dict[str, Any]:
+        """Return the reply of `GET /api/tags`."""
+        modified = datetime.fromtimestamp(self._file.st_mtime, timezone.utc)
+        return {"models": [self._entry() | {"modified_at": modified.isoformat()}]}
+
+    def running(self) -> dict[str, Any]:
+        """Return the reply of `GET /api/ps`: the model while it is in memory."""
+        seconds = self.resident.expires_in()
+        if seconds is None:
+            return {"models": []}
+        expires = datetime.now(timezone.utc) + timedelta(seconds=min(seconds, _FOR_EVER))
+        more = {
+            "expires_at": expires.isoformat(),
+            "size_vram": 0,
+            "context_length": self.served.context_length,
+        }
+        return {"models": [self._entry() | more]}
+
+    def show(self) -> dict[str, Any]:
+        """Return the reply of `POST /api/show`."""
+        metadata = self._header.metadata
+        template = metadata.get("tokenizer.chat_template", "")
+        model_info = {key: value for key, value in metadata.items() if key != "tokenizer.chat_template"}
+        return {
+            "modified_at": self.tags()["models"][0]["modified_at"],
+            "details": self._details(),
+            "template": template,
+            "model_info": model_info | {"general.parameter_count": self._header.parameter_count},
+            "capabilities": ["completion"],
+        }
+
+    def _entry(self) -> dict[str, Any]:
+        name = self.served.name
+        return {
+            "name": name,
+            "model": name,
+            "size": self._file.st_size,
+            "digest": self.digest,
+            "details": self._details(),
+        }
+
+    def _details(self) -> dict[str, Any]:
+        family = self._header.architecture
+        return {
+            "parent_model": "",
+            "format": "gguf",
+            "family": family,
+            "families": [family],
+            "parameter_size": self._header.parameter_size,
+            "quantization_level": self._header.quantization,
+        }
+
+
+def answer(model: Model, task: Task, send: Callable[[dict[str, Any]], None], is_gone: Callable[[], bool]) -> None:
+    """Carry out `task`: `send` gets one object per piece of text and then the one that completes the answer.
+
+    Raise ApiError, also in the middle; ClientGoneError when `is_gone()`, which cancels the generation.
+    """
+    started = time.monotonic_ns()
+    reply = Reply(task, _now)
+    if task.action == "unload":
+        model.resident.unload()
+        send(reply.last("unload"))
+        return
+    with model.resident.engine(task.keep_alive) as running:
+        loaded = time.monotonic_ns()
+        if task.action == "load":
+            send(reply.last("load"))
+            return
+        prompt = task.prompt if task.messages is None else running.render(task.messages)
+        if task.action == "render":
+            send(reply.rendered(prompt))
+            return
+        parameters = _fitted(running, prompt, task, model.served.context_length)
+        with model.slots.taken(is_gone):
+            _check_schema(running, parameters)
+            end = _run(running, prompt, parameters, reply, send, is_gone)
+    metrics = {
+        "total_duration": time.monotonic_ns() - started,
+        "load_duration": loaded - started,
+        "prompt_eval_count": end.prompt_tokens,
+        "prompt_eval_duration": int(end.prompt_ms * 1e6),
+        "eval_count": end.tokens,
+        "eval_duration": int(end.tokens_ms * 1e6),
+    }
+    send(reply.last(end.finish_reason or "stop", **metrics))
+
+
+def _fitted(running: engine.Engine, prompt: str, task: Task, slot_length: int) -> dict[str, Any]:
+    """Return the parameters, with the number of tokens bounded by a num_ctx below the slot's, which bounds itself."""
+    if task.num_ctx == slot_length:
+        return task.parameters
+    used = running.count_tokens(prompt)
+    if used >= task.num_ctx:
+        raise too_long(used, task.num_ctx)
+    room, wanted = task.num_ctx - used, task.parameters["n_predict"]
+    return task.parameters | {"n_predict": room if wanted < 0 else min(room, wanted)}
+
+
+def _check_schema(running: engine.Engine, parameters: dict[str, Any]) -> None:
+    schema = parameters.get("json_schema")
+    if schema is not None and not running.can_follow(schema):
+        raise ApiError(400, "invalid format: the engine cannot follow this JSON schema")
+
+
+def _run(
+    running: engine.Engine,
+    prompt: str,
+    parameters: dict[str, Any],
+    reply: Reply,
+    send: Callable[[dict[str, Any]], None],
+    is_gone: Callable[[], bool],
+) -> EngineChunk:
+    """Generate and send the pieces of text; return the engine's last chunk."""
+    end: EngineChunk | None = None
+
+    def on_chunk(raw: dict[str, Any]) -> bool:
+        nonlocal end
+        if is_gone():
+            raise ClientGoneError
+        chunk = read_chunk(raw)
+        text = reply.ready_text(chunk)
+        if text:
+            send(reply.text(text))
+        if chunk.finish_reason:
+            end = chunk
+        return False
+
+    running.run(prompt, parameters, on_chunk)
+    if end is None:  # what merely stopped is not complete
+        raise ApiError(500, "the engine broke the answer off")
+    return end
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")

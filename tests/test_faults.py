@@ -114,7 +114,7 @@ def test_when_all_fail_the_error_names_all(fault: str) -> None:
     with FakeServer(reply, reply, reply) as one, FakeServer(reply, reply, reply) as two:
         limits = {"first_token_timeout": 0.3, "connect_timeout": 1.0}
         stream = chat("How?", stream=True, servers=[one.url, two.url], **limits)  # type: ignore[call-overload]
-        with pytest.raises(AllServersFailedError, match="^All servers failed") as caught:
+        with pytest.raises(AllServersFailedError, match=r"^All servers failed") as caught:
             list(stream)
     assert {attempt.server for attempt in caught.value.attempts} == {one.url, two.url}
     assert one.url in str(caught.value)

@@ -43,9 +43,9 @@ def test_spellings(spelling: str, label: str) -> None:
 )
 def test_what_is_no_address_says_so_without_secrets(bad: str) -> None:
     """A bad address is a ValueError that shows it, but never its user info."""
-    with pytest.raises(ValueError, match="address|port"):
+    with pytest.raises(ValueError, match=r"address|port"):
         Server(bad)
-    with pytest.raises(ValueError, match="address|port") as caught:
+    with pytest.raises(ValueError, match=r"address|port") as caught:
         Server("http://me:hunter22@box:port")
     assert "hunter22" not in str(caught.value)
 

@@ -188,21 +188,23 @@ class Exchange:
         self._is_fed = True
         try:
             connection.receive(seconds)
-        except TimeoutError:
-            self.answer.timed_out(perf_counter())
-        except AttemptFailed as error:
-            self._failed(self._number, error.failure)
-        else:
+            if self._is_cancelled:
+                return  # the end that was read is cancel()'s own doing
             if connection.response.eof and connection.is_stale:
                 self._failed(self._number, Failure("closed", "", "closed the kept connection without a reply"))
             else:
                 self.answer.received(perf_counter())
+        except TimeoutError:
+            self.answer.timed_out(perf_counter())
+        except AttemptFailed as error:
+            self._failed(self._number, error.failure)
         self._is_fed = False
 
     def _failed(self, number: int, failure: Failure) -> None:
+        if self._is_cancelled:
+            return
         connection = self._connection
-        stale = connection is not None and connection.is_stale and not self._is_cancelled
-        if stale:
+        if connection is not None and connection.is_stale:
             self._stale.add(number)
             failure = Failure(failure.kind, failure.phase, failure.message, stale=True)
         self.answer.failed(number, failure, perf_counter())

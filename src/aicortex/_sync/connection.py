@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from httptools import HttpParserError, HttpParserUpgrade
 
@@ -19,6 +20,9 @@ from aicortex._core.failover import AttemptFailed, Failure
 from aicortex._core.http import Response, encode_request
 from aicortex._core.server import Server
 from aicortex.settings import proxy_for
+
+if TYPE_CHECKING:
+    import ssl
 
 READ_SIZE = (65536,)  # bytes of one read, as the sequence that map() walks over
 FIRST = (0,)
@@ -192,21 +196,32 @@ def _tunnel(found: socket.socket, proxy: Server, server: Server, due: float) -> 
 
 
 def _secured(found: socket.socket, server: Server, due: float) -> socket.socket:
-    import ssl  # 20 ms to import, and a context as much again: only for https
-
+    context = _tls_context(server)
     try:
-        context = ssl.create_default_context(cafile=None)
-        if server.ca_file:
-            context.load_verify_locations(server.ca_file)
-        if server.client_cert:
-            context.load_cert_chain(server.client_cert)
-        if not server.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
         found.settimeout(max(due - perf_counter(), 0.001))
         return context.wrap_socket(found, server_hostname=server.host, suppress_ragged_eofs=False)
+    except TimeoutError as error:
+        words = "the TLS handshake did not end in time: does this port speak https?"
+        raise AttemptFailed(Failure("tls", CONNECT, words)) from error
     except (OSError, ValueError) as error:
         raise AttemptFailed(_failure_of(error, CONNECT)) from error
+
+
+def _tls_context(server: Server) -> ssl.SSLContext:
+    import ssl  # 20 ms to import, and a context as much again: only for https
+
+    context = ssl.create_default_context()
+    for file, load in ((server.ca_file, context.load_verify_locations), (server.client_cert, context.load_cert_chain)):
+        try:
+            if file:
+                load(file)
+        except OSError as error:
+            words = f"the certificate file {file} cannot be used ({error.strerror or error})"
+            raise AttemptFailed(Failure("tls", CONNECT, words)) from error
+    if not server.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _is_tls_error(error: Exception) -> bool:

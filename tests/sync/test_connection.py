@@ -1,0 +1,260 @@
+"""Connections over real sockets: TLS, proxies, timeouts, and the words for what goes wrong."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+import trustme
+
+from aicortex import AllServersFailedError, Server, Stream, chat
+from aicortex._core.failover import AttemptFailed
+from aicortex._sync.connection import Connection
+from aicortex.testing import Answer, FakeServer, Hang, Stall
+
+TEXT = "Rings are made of ice and rock."
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def tls_server(authority: trustme.CA, name: str = "localhost", client_ca: trustme.CA | None = None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name, "127.0.0.1" if name == "localhost" else name).configure_cert(context)
+    if client_ca is not None:
+        client_ca.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def ask(server: str | Server, **arguments: float) -> Stream:
+    return chat("What?", stream=True, model="fake:latest", servers=[server], **arguments)  # type: ignore[call-overload]
+
+
+def reason(stream: Stream) -> tuple[str, str]:
+    with pytest.raises(AllServersFailedError) as caught:
+        stream.text()
+    return caught.value.attempts[-1].kind, str(caught.value)
+
+
+def test_tls(authority: trustme.CA, tmp_path: Path) -> None:
+    """https with an own authority works, twice over one connection, and streams."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with FakeServer(answer=TEXT, tls=tls_server(authority)) as fake:
+        server = Server(f"https://localhost:{fake.port}", ca_file=str(tmp_path / "ca.pem"))
+        assert ask(server).text() == TEXT
+        assert ask(server).text() == TEXT
+        assert fake.connections == 1
+
+
+def test_an_unknown_authority_is_refused_unless_told_otherwise(authority: trustme.CA) -> None:
+    """TLS is verified by default; verify=False is the user's own decision."""
+    with FakeServer(answer=TEXT, tls=tls_server(authority)) as fake:
+        kind, words = reason(ask(f"https://localhost:{fake.port}"))
+        assert (kind, "certificate" in words.lower()) == ("tls", True)
+        assert ask(Server(f"https://localhost:{fake.port}", verify=False)).text() == TEXT
+
+
+def test_another_hosts_certificate_is_refused(authority: trustme.CA, tmp_path: Path) -> None:
+    """A valid certificate of somebody else does not do."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with FakeServer(answer=TEXT, tls=tls_server(authority, "elsewhere.example")) as fake:
+        assert reason(ask(Server(f"https://localhost:{fake.port}", ca_file=str(tmp_path / "ca.pem"))))[0] == "tls"
+
+
+def test_client_certificates(authority: trustme.CA, tmp_path: Path) -> None:
+    """A server that wants a client certificate gets it."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("me@example.org").private_key_and_cert_chain_pem.write_to_path(tmp_path / "me.pem")
+    with FakeServer(answer=TEXT, tls=tls_server(authority, client_ca=authority)) as fake:
+        url = f"https://localhost:{fake.port}"
+        ca_file, mine = str(tmp_path / "ca.pem"), str(tmp_path / "me.pem")
+        assert ask(Server(url, ca_file=ca_file, client_cert=mine)).text() == TEXT
+        assert reason(ask(Server(url, ca_file=ca_file)))[0] in ("tls", "reset", "closed")
+
+
+def test_a_missing_certificate_file_is_named(tmp_path: Path) -> None:
+    """A wrong path shows as such, not as a dead server."""
+    with FakeServer() as fake:
+        kind, words = reason(ask(Server(f"https://localhost:{fake.port}", ca_file=str(tmp_path / "none.pem"))))
+    assert kind == "tls"
+    assert "none.pem" in words
+
+
+def test_http_spoken_to_a_tls_server_and_the_other_way(authority: trustme.CA) -> None:
+    """The wrong scheme is an error with words and not a hang."""
+    with FakeServer(answer=TEXT, tls=tls_server(authority)) as fake:
+        assert reason(ask(f"http://localhost:{fake.port}"))[0] in ("closed", "reset", "bad_response")
+    with FakeServer(answer=TEXT) as fake:
+        assert reason(ask(f"https://localhost:{fake.port}", connect_timeout=0.3))[0] == "tls"
+
+
+def test_a_stall_under_tls(authority: trustme.CA, tmp_path: Path) -> None:
+    """Deadlines and cancelling hold inside TLS as well."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    stalling = Answer(TEXT).then(Stall(), after_tokens=3)
+    with FakeServer(stalling, stalling, tls=tls_server(authority)) as fake:
+        server = Server(f"https://localhost:{fake.port}", ca_file=str(tmp_path / "ca.pem"))
+        with pytest.raises(RuntimeError, match="stalled"):
+            ask(server, stall_timeout=0.2).text()
+        stream = ask(server)
+        next(stream.tokens())
+        stream.cancel()
+        assert fake.wait_for_disconnect(1, count=2)
+
+
+@contextmanager
+def proxy(status: bytes = b"200 Connection established") -> Iterator[tuple[int, list[bytes]]]:
+    """A proxy that tunnels CONNECT to the named port on loopback and forwards absolute-form requests there."""
+    heads: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads: list[threading.Thread] = []
+
+    def pipe(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):  # either side may be gone first
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve(client: socket.socket) -> None:
+        with client:
+            head = client.recv(65536)
+            heads.append(head)
+            target = head.split(b" ")[1].removeprefix(b"http://").split(b"/")[0]
+            if head.startswith(b"CONNECT") and not status.startswith(b"200"):
+                client.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
+                return
+            with socket.create_connection(("127.0.0.1", int(target.rpartition(b":")[2]))) as server:
+                if head.startswith(b"CONNECT"):
+                    client.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
+                else:
+                    server.sendall(head)
+                back = threading.Thread(target=pipe, args=(server, client))
+                back.start()
+                pipe(client, server)
+                back.join()
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=serve, args=(client,)))
+            threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield listener.getsockname()[1], heads
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        accepting.join()
+        from aicortex._sync.client import POOL
+
+        POOL.clear()
+        for thread in threads:
+            thread.join()
+
+
+def test_http_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain http asks the proxy in absolute form, with the proxy's credentials and nobody else's."""
+    with FakeServer(answer=TEXT) as fake, proxy() as (port, heads):
+        monkeypatch.setenv("http_proxy", f"http://me:pass@127.0.0.1:{port}")
+        server = Server(f"http://ollama.example:{fake.port}", api_key="key-1234")
+        assert ask(server).text() == TEXT
+    assert heads[0].startswith(b"GET http://ollama.example:%d/api/tags HTTP/1.1\r\n" % fake.port)
+    assert b"Proxy-Authorization: Basic bWU6cGFzcw==" in heads[0]
+    assert b"Authorization: Bearer key-1234" in heads[0]
+
+
+def test_https_through_a_proxy(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """https goes through a CONNECT tunnel, in which the proxy sees no key."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with FakeServer(answer=TEXT, tls=tls_server(authority, "ollama.example")) as fake, proxy() as (port, heads):
+        monkeypatch.setenv("https_proxy", f"127.0.0.1:{port}")
+        server = Server(f"https://ollama.example:{fake.port}", ca_file=str(tmp_path / "ca.pem"), api_key="key-1234")
+        assert ask(server).text() == TEXT
+    assert heads[0].startswith(b"CONNECT ollama.example:%d HTTP/1.1\r\n" % fake.port)
+    assert b"key-1234" not in b"".join(heads)
+
+
+def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy's own refusal is told as the proxy's."""
+    with proxy(b"407 Proxy Authentication Required") as (port, _):
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        kind, words = reason(ask("https://ollama.example:1"))
+    assert kind == "proxy"
+    assert "407" in words
+
+
+def test_loopback_and_no_proxy_go_direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is never asked for through a proxy, nor what NO_PROXY names."""
+    from aicortex.settings import proxy_for
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert proxy_for(Server("127.0.0.1")) is None
+    assert proxy_for(Server("inside.example")) is None
+    assert proxy_for(Server("outside.example")) == Server("http://127.0.0.1:9")
+    with FakeServer(answer=TEXT) as fake:
+        assert ask(fake.url).text() == TEXT
+
+
+def test_a_name_that_does_not_exist() -> None:
+    """An unknown host name says so."""
+    kind, words = reason(ask("http://does-not-exist.invalid"))
+    assert kind == "unreachable"
+    assert "does-not-exist.invalid" in words
+
+
+def test_a_host_that_does_not_answer() -> None:
+    """A connection that does not open within its deadline is given up: a full backlog swallows it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        fillers = []
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+            fillers.append(filler)
+        with pytest.raises(AttemptFailed) as caught:
+            Connection(Server(f"127.0.0.1:{port}"), due=perf_counter() + 0.2)
+        for filler in fillers:
+            filler.close()
+    assert caught.value.failure.kind == "connect_timeout"
+
+
+def test_every_request_carries_the_servers_headers() -> None:
+    """Custom headers and keys go with each request, and a path in front of Ollama's own."""
+    with FakeServer(answer=TEXT, require={"Authorization": "Bearer key-1234", "X-Team": "a"}) as fake:
+        server = Server(fake.url, api_key="key-1234", headers={"X-Team": "a"})
+        assert ask(server).text() == TEXT
+        kind, words = reason(ask(Server(fake.url, api_key="wrong-key-99")))
+    assert kind == "denied"
+    assert "wrong-key-99" not in words
+
+
+def test_waking_a_blocked_receive() -> None:
+    """wake() from another thread ends a receive that waits for bytes."""
+    with FakeServer(Hang()) as fake:
+        server = Server(fake.url)
+        connection = Connection(server, due=perf_counter() + 5)
+        body = b'{"model":"fake:latest","messages":[{"role":"user","content":"x"}]}'
+        response = connection.send("POST", "/api/chat", server, body, due=perf_counter() + 5)
+        timer = threading.Timer(0.05, connection.wake)
+        timer.start()
+        connection.receive(30.0)
+        timer.join()
+        assert response.eof
+        connection.close()

@@ -1,0 +1,311 @@
+"""The stream a reader holds: contract C1 to C12, over real sockets."""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from itertools import islice
+
+import pytest
+
+from aicortex import AllServersFailedError, Stream, StreamCancelledError, StreamEvent, chat
+from aicortex.testing import Answer, Close, FakeServer, Hang, Reset, Stall, Status, split_tokens
+
+TEXT = "Seven planets have rings or moons, and two have neither of them at all."
+STALLING = Answer(TEXT).then(Stall(), after_tokens=5)
+FIVE = "".join(split_tokens(TEXT)[:5])
+
+
+def ask(*servers: FakeServer, **arguments: object) -> Stream:
+    return chat("Which?", stream=True, servers=[server.url for server in servers], **arguments)  # type: ignore
+
+
+def test_start_comes_first_and_before_chat_returns() -> None:
+    """C1, C2: chat sends the request and returns with the start event stamped (C2)."""
+    with FakeServer(Hang()) as server:
+        stream = ask(server)
+        assert server.wait_until(lambda: bool(server.requests))
+        assert [event.type for event in stream.events][:1] == ["start"]
+        assert stream.events[0].content == ""
+        stream.cancel()
+
+
+def test_server_failures_do_not_raise_in_chat() -> None:
+    """C1: a dead fleet raises from reading, every time, and never from chat."""
+    with FakeServer() as server:
+        server.refuse()
+        stream = ask(server, model="fake:latest")
+    for _ in range(2):
+        with pytest.raises(AllServersFailedError, match=r"^All servers failed: .*nothing listens there"):
+            list(stream)
+        with pytest.raises(RuntimeError):
+            stream.text()
+    assert stream.text_so_far == ""
+    assert stream.done
+
+
+def test_cursors_replay_and_then_go_on() -> None:
+    """C10: each iterator begins at the start event, and text() disturbs none of them."""
+    with FakeServer(answer=TEXT) as server:
+        stream = ask(server)
+        running = iter(stream)
+        first = list(islice(running, 4))
+        assert stream.text() == TEXT
+        rest = list(running)
+    assert first + rest == list(stream) == list(stream.events)
+    assert next(running, None) is None
+    assert "".join(stream.tokens()) == TEXT == stream.result.text
+
+
+def test_two_threads_see_everything_in_order() -> None:
+    """C10: readers in two threads each see every event, in order."""
+    with FakeServer(Answer("word" + " word" * 499)) as server:
+        stream = ask(server)
+        seen: list[list[StreamEvent]] = [[], []]
+        readers = [threading.Thread(target=mine.extend, args=(stream,)) for mine in seen]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    assert seen[0] == seen[1] == list(stream.events)
+    assert [event.index for event in seen[0] if event.type == "token"] == list(range(500))
+
+
+def test_text_so_far_never_blocks() -> None:
+    """text_so_far gives what came and does not wait for a stalled server."""
+    with FakeServer(STALLING) as server, ask(server) as stream:
+        for event in stream:
+            if event.index == 4:
+                break
+        assert stream.text_so_far == FIVE
+        assert not stream.done
+
+
+def test_break_alone_does_not_cancel() -> None:
+    """C11: a stream that was left by break can be read on."""
+    with FakeServer(Answer(TEXT, delay=0.001)) as server:
+        stream = ask(server)
+        for event in stream:
+            if event.type == "token":
+                break
+        assert stream.text() == TEXT
+        assert server.cancelled == 0
+
+
+def test_leaving_a_with_block_cancels() -> None:
+    """C11: the server notices that the reader left the block."""
+    with FakeServer(STALLING) as server:
+        with ask(server) as stream:
+            next(stream.tokens())
+        assert server.wait_for_disconnect(1)
+        with pytest.raises(StreamCancelledError) as caught:
+            stream.text()
+    assert caught.value.partial == FIVE[: len(caught.value.partial)] != ""
+
+
+@pytest.mark.parametrize("reply", [Hang(), Answer(TEXT).then(Stall(), after_tokens=0), STALLING])
+def test_cancel_wakes_a_blocked_reader(reply: Hang) -> None:
+    """C11: cancel() from another thread ends a read that waits, whatever it waits for, and frees the server."""
+    with FakeServer(reply) as server:
+        stream = ask(server)
+        failure: list[BaseException] = []
+
+        def read() -> None:
+            try:
+                list(stream)
+            except StreamCancelledError as error:
+                failure.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert server.wait_until(lambda: bool(server.requests))
+        stream.cancel()
+        reader.join(5)
+        assert not reader.is_alive()
+        assert server.wait_for_disconnect(1)
+    assert [type(error) for error in failure] == [StreamCancelledError]
+
+
+def test_cancel_ends_the_wait_for_a_busy_server() -> None:
+    """C11: a reader that waits until a busy server has time is woken as well."""
+    with FakeServer(Status(503, {"error": "server busy"}, headers={"Retry-After": "60"})) as server:
+        stream = ask(server)
+        timer = threading.Timer(0.1, stream.cancel)
+        timer.start()
+        with pytest.raises(StreamCancelledError):
+            stream.text()
+        timer.join()
+
+
+def test_dropping_the_last_reference_cancels() -> None:
+    """C11: a forgotten stream does not keep a server busy."""
+    with FakeServer(STALLING) as server:
+        stream = ask(server)
+        next(stream.tokens())
+        del stream
+        gc.collect()
+        assert server.wait_for_disconnect(1)
+
+
+def test_a_cursor_keeps_its_stream_alive() -> None:
+    """A loop over chat(…) itself holds the only reference there is."""
+    with FakeServer(answer=TEXT) as server:
+        assert "".join(event.content or "" for event in ask(server) if event.type == "token") == TEXT
+
+
+def test_cancelling_twice_and_after_the_end_is_harmless() -> None:
+    """A whole answer stays whole."""
+    with FakeServer(answer=TEXT) as server:
+        stream = ask(server)
+        assert stream.text() == TEXT
+        stream.cancel()
+        stream.cancel()
+        assert stream.text() == TEXT
+
+
+def test_cancel_from_a_signal_handler() -> None:
+    """A handler that runs while the same thread reads may cancel without a deadlock."""
+    with FakeServer(STALLING) as server:
+        stream = ask(server)
+        next(stream.tokens())
+        previous = signal.signal(signal.SIGUSR1, lambda *_: stream.cancel())
+        try:
+            timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+            timer.start()
+            with pytest.raises(StreamCancelledError):
+                stream.text()
+            timer.join()
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+
+
+def test_keyboard_interrupt_leaves_the_stream_intact() -> None:
+    """C12: after Ctrl-C in a waiting read, the same iterator reads on."""
+    with FakeServer(Answer(TEXT, first_delay=0.3)) as server:
+        stream = ask(server)
+        cursor = iter(stream)
+        timer = threading.Timer(0.1, _thread.interrupt_main)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            for _ in cursor:
+                pass
+        timer.join()
+        assert stream.text_so_far == ""
+        assert "".join(event.content or "" for event in cursor if event.type == "token") == TEXT
+
+
+STORM = """
+import random, signal, sys
+from aicortex import chat
+
+reading, hits = False, 0
+
+def interrupt(*_):
+    global reading, hits
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.004))
+    if reading:
+        reading, hits = False, hits + 1
+        raise KeyboardInterrupt
+
+stream = chat("x", stream=True, model="fake:latest", servers=[sys.argv[1]])
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, 0.0001)
+while not stream.done:
+    try:
+        reading = True
+        stream.text()
+    except KeyboardInterrupt:
+        pass
+reading = False
+signal.setitimer(signal.ITIMER_REAL, 0)
+events = list(stream)
+tokens = [event for event in events if event.type == "token"]
+assert [event.index for event in tokens] == list(range(len(tokens)))
+print(hits > 20, len(tokens), "".join(e.content for e in tokens) == stream.text(), events[-1].type)
+"""
+
+
+def test_a_storm_of_interrupts_loses_nothing() -> None:
+    """C12: a KeyboardInterrupt every few milliseconds, wherever it falls, costs not one token."""
+    with FakeServer(Answer("tok" + " tok" * 9999)) as server:
+        command = [sys.executable, "-c", STORM, server.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.stderr) == (["True", "10000", "True", "end"], "")
+
+
+def test_a_kept_connection_is_used_again() -> None:
+    """Answers one after the other need one connection."""
+    with FakeServer(answer=TEXT) as server:
+        for _ in range(3):
+            assert ask(server, model="fake:latest").text() == TEXT
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("fault", [Reset(), Close(last_chunk=False)])
+def test_a_kept_connection_that_breaks_is_asked_anew(fault: Reset) -> None:
+    """A server may close a kept connection just when a request goes out; with no other server, it is asked again."""
+    with FakeServer(Answer(TEXT), fault, Answer(TEXT)) as server:
+        assert ask(server).text() == TEXT
+        stream = ask(server)
+        assert stream.text() == TEXT
+        assert [attempt.kind for attempt in stream.result.attempts][1:] == ["ok"]
+        assert [event.type for event in stream].count("error") == 1
+
+
+def test_a_server_that_came_back_is_reached() -> None:
+    """Kept connections to a server that died are not used; its successor on the same port is found."""
+    with FakeServer(answer=TEXT) as server:
+        assert ask(server).text() == TEXT
+        server.refuse()
+        server.start()
+        assert ask(server).text() == TEXT
+
+
+def test_the_result() -> None:
+    """The result has text, thinking, reason, usage, timings, model, server and attempts."""
+    with FakeServer(Answer(TEXT, thinking="hm", done_reason="length", prompt_eval_count=5, eval_count=9)) as server:
+        result = ask(server).result
+    assert (result.text, result.thinking, result.finish_reason) == (TEXT, "hm", "length")
+    assert result.usage == {"prompt_tokens": 5, "completion_tokens": 9}
+    assert (result.model, result.server) == ("fake:latest", server.url)
+    assert 0 < result.timings["first_token"] <= result.timings["total"]
+    assert [attempt.kind for attempt in result.attempts] == ["ok"]
+
+
+def test_the_guides_arithmetic_is_positive() -> None:
+    """First token minus start is more than nothing, always."""
+    with FakeServer(answer=TEXT) as server:
+        for _ in range(50):
+            stream = ask(server)
+            stream.text()
+            first = next(event for event in stream.events if event.type == "token")
+            assert (first.timestamp or 0) > (stream.events[0].timestamp or 0)
+
+
+def test_async_for_says_what_to_write() -> None:
+    """Colour never depends on context: a synchronous stream says so."""
+    with FakeServer(answer=TEXT) as server, pytest.raises(TypeError, match="without 'async'"):
+        ask(server).__aiter__()
+
+
+def test_events_compare_and_travel() -> None:
+    """Events are comparable, picklable, and become JSON."""
+    event = StreamEvent("token", "é", 0, timestamp=1.5)
+    assert pickle.loads(pickle.dumps(event)) == event != StreamEvent("token", "é", 1, timestamp=1.5)
+    assert event.to_dict()["content"] == "é"
+    assert '"content":"é"' in event.to_json()
+    assert "object" in StreamEvent("tool_result", tool_result=object()).to_json()
+
+
+def test_repr_shows_no_text() -> None:
+    """A stream in a log shows its state and not somebody's answer."""
+    with FakeServer(answer=TEXT) as server:
+        stream = ask(server)
+        stream.text()
+    assert repr(stream) == f"<Stream done, {len(stream.events)} events>"

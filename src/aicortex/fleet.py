@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from queue import Empty, SimpleQueue
-from threading import Thread
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -79,6 +76,8 @@ def find_servers(servers: Sequence[str | Server] | str | Server | None = None) -
     if _answers(local):
         return [local]
     if settings.names_local_server():
+        import warnings
+
         words = f"OLLAMA_HOST: {local.label} does not answer; the embedded engine is used instead"
         warnings.warn(words, RuntimeWarning, stacklevel=3)
     return [Server(EMBEDDED)]
@@ -139,6 +138,9 @@ def survey(
     """
     if len(servers) == 1:
         return {servers[0]: _outcome(servers[0], ask)}
+    from queue import Empty, SimpleQueue  # one server, the usual case, needs neither
+    from threading import Thread
+
     answers: SimpleQueue[tuple[Server, T | Failure]] = SimpleQueue()
     for server in servers:
         Thread(target=lambda s=server: answers.put((s, _outcome(s, ask))), daemon=True).start()
@@ -285,3 +287,58 @@ def _row(server: Server, model: Model, loaded: frozenset[str] | Failure) -> dict
         "quantization": model.details.quantization_level,
         "loaded": not isinstance(loaded, Failure) and full_name(model.name) in loaded,
     }
+
+
+def list_models(*, servers: Sequence[str | Server] | None = None) -> FleetList[dict[str, Any]]:
+    """Return every model of every server, as dictionaries like those of `list_model_servers`; Any: they are JSON.
+
+    Raises AllServersFailedError when no server answered; `.unreachable` is as in `models`.
+    """
+    found = _fresh_survey(find_servers(servers))
+    answered = dict(_answered(found))
+    loaded = survey(list(answered), _loaded_names)
+    rows = [_row(server, model, loaded[server]) for server, listed in answered.items() for model in listed]
+    return FleetList(rows, _unreachable(found))
+
+
+def list_servers(*, servers: Sequence[str | Server] | None = None) -> FleetList[dict[str, Any]]:
+    """Return the servers in use and how they are, as dictionaries; Any because they are JSON.
+
+    Keys: `url` (without secrets), `answers`, `version`, `round_trip` (seconds for `/api/version` over an open
+    connection), `models` (how many), `loaded` (names of those in memory). What a server did not say is None; of the
+    embedded engine, which is not started for this, version and round trip. `.unreachable` is as in `models`.
+    """
+    found = survey(find_servers(servers), _health)
+    rows = [
+        {"url": server.label, "answers": False, "version": None, "round_trip": None, "models": None, "loaded": None}
+        if isinstance(health, Failure)
+        else {"url": server.label, "answers": True, **health}
+        for server, health in found.items()
+    ]
+    failures = {server.label: health.message for server, health in found.items() if isinstance(health, Failure)}
+    return FleetList(rows, failures)
+
+
+def _health(server: Server) -> dict[str, Any]:  # Any: JSON
+    if server.scheme == EMBEDDED:
+        from aicortex.embedded import is_available
+
+        if not is_available():
+            words = "is not installed: pip install 'aicortex[embedded]', or start Ollama"
+            raise AttemptFailed(Failure("engine", "connect", words))
+        return {"version": None, "round_trip": None, "models": 1, "loaded": []}
+    models = _ask(server, "/api/tags")
+    began = perf_counter()
+    version = _version(server)
+    round_trip = perf_counter() - began
+    in_memory = _outcome(server, lambda server: _ask(server, "/api/ps"))  # not every server knows this path
+    loaded = None if isinstance(in_memory, Failure) else [model.name for model in in_memory]
+    return {"version": version, "round_trip": round_trip, "models": len(models), "loaded": loaded}
+
+
+def _version(server: Server) -> str | None:
+    response = call(server, "GET", "/api/version", due=perf_counter() + ASK_SECONDS)
+    try:
+        return msgspec.json.decode(b"".join(response.body), type=dict[str, str]).get("version")
+    except BAD_JSON:
+        return None

@@ -6,7 +6,6 @@ import os
 from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -85,7 +84,8 @@ def _image(image: Image) -> str:
         return data
     if not isinstance(image, bytes):
         try:
-            image = Path(image).read_bytes()
+            with open(image, "rb") as file:
+                image = file.read(MAX_IMAGE_BYTES + 1)
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"the image {image!r} cannot be read: {error}") from error
     if not 0 < len(image) <= MAX_IMAGE_BYTES:

@@ -198,6 +198,14 @@ def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "407" in words
 
 
+def test_a_proxy_variable_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake in the environment is told with the variable's name, whoever connects."""
+    monkeypatch.setenv("http_proxy", "http://a:b")
+    kind, words = reason(chat("x", stream=True, model="m", servers=["http://ollama.example", "http://b.example"]))
+    assert kind == "proxy"
+    assert "http_proxy" in words
+
+
 def test_loopback_and_no_proxy_go_direct(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine is never asked for through a proxy, nor what NO_PROXY names."""
     from aicortex.settings import proxy_for

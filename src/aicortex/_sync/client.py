@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock  # `threading` takes 1 ms to import and is not needed for this
 from collections.abc import Sequence
-from threading import Event, Lock
 from time import perf_counter, time
 
 from aicortex._core.answer import Answer, Read
@@ -20,15 +20,15 @@ class Pool:
     """Idle connections, newest first."""
 
     def __init__(self) -> None:
-        self._idle: dict[Server, list[Connection]] = {}
+        self._idle: dict[Server, list[tuple[float, Connection]]] = {}
 
     def acquire(self, server: Server, *, due: float, fresh: bool = False) -> Connection:
         """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
         idle = self._idle.setdefault(server, [])
         while idle and not fresh:
-            connection = idle.pop()
+            since, connection = idle.pop()
             if connection.is_ready():
-                connection.used = True
+                connection.idle = perf_counter() - since
                 return connection
             connection.close()
         return Connection(server, due=due)
@@ -37,7 +37,7 @@ class Pool:
         """Keep a connection whose response is over, or close it."""
         idle = self._idle.setdefault(server, [])
         if len(idle) < IDLE_PER_SERVER:
-            idle.append(connection)
+            idle.append((perf_counter(), connection))
         else:
             connection.close()
 
@@ -45,7 +45,7 @@ class Pool:
         """Close every idle connection."""
         for idle in self._idle.values():
             while idle:
-                idle.pop().close()
+                idle.pop()[1].close()
 
 
 POOL = Pool()
@@ -97,14 +97,15 @@ class Exchange:
         self._servers = servers
         self._path = path
         self._body = body
-        self._lock = Lock()
+        self._lock = allocate_lock()
         self._place: Server | None = None  # where the connection leads to
         self._number = 0
         self._connection: Connection | None = None
         self._stale: set[int] = set()  # servers whose kept connection broke: the next one is new
         self._is_fed = False  # whether the response may hold what the answer was not yet told
         self._is_cancelled = False
-        self._pause = Event()  # set by cancel() to end a wait for a busy server
+        self._pause = allocate_lock()  # held while waiting for a busy server; cancel() lets it go
+        self._pause.acquire()
 
     def start(self) -> None:
         """Send the request to the first server that takes it."""
@@ -127,8 +128,9 @@ class Exchange:
 
     def cancel(self) -> None:
         """End the answer from any thread, or from a signal handler; wakes whoever reads."""
-        self._is_cancelled = True
-        self._pause.set()
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            self._pause.release()
         connection = self._connection
         if connection is not None:
             connection.wake()
@@ -153,7 +155,7 @@ class Exchange:
             elif isinstance(step, Connect):
                 self._connect(step.server)
             elif isinstance(step, Wait) and reading:
-                self._pause.wait(step.until - now)
+                self._pause.acquire(timeout=max(step.until - now, 0.0))
             else:
                 break
             now = perf_counter()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 READ_SIZE = (65536,)  # bytes of one read, as the sequence that map() walks over
 FIRST = (0,)
+STALE_SECONDS = 1.0  # no server closes a kept connection sooner
 CONNECT = "connect"
 SEND = "send"
 exhaust = deque[object](maxlen=0).extend  # runs an iterator of C functions without any Python bytecode between
@@ -38,12 +39,12 @@ class Connection:
     response by C functions alone, so they are either still in the kernel, in the inbox, or parsed.
     """
 
-    __slots__ = ("_inbox", "_read", "_request", "_socket", "_timeout", "response", "used")
+    __slots__ = ("_inbox", "_read", "_request", "_socket", "_timeout", "idle", "response")
 
     def __init__(self, server: Server, *, due: float) -> None:
         """Connect by the time `due` (of `perf_counter`); raises AttemptFailed."""
         self.response = Response()
-        self.used = False  # whether an earlier request went over this connection
+        self.idle = 0.0  # for how many seconds the connection was kept before this request
         self._inbox: list[bytes] = []
         self._timeout = 0.0
         self._socket, self._request = _connect(server, due)
@@ -108,8 +109,8 @@ class Connection:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the connection was kept from an earlier request and no byte of the reply has come."""
-        return self.used and not self.response.head_bytes
+        """Whether the connection had been idle and no byte of the reply has come: it may have been closed before."""
+        return self.idle > STALE_SECONDS and not self.response.head_bytes
 
     def is_ready(self) -> bool:
         """Whether another request may be sent: the last response is whole and the server has not hung up."""
@@ -133,7 +134,10 @@ class Connection:
 
 def _connect(server: Server, due: float) -> tuple[socket.socket, tuple[str, list[tuple[str, str]]]]:
     """Return a connected socket, and what a request through it needs: a prefix of its target, and headers."""
-    proxy = proxy_for(server)
+    try:
+        proxy = proxy_for(server)
+    except ValueError as error:
+        raise AttemptFailed(Failure("proxy", CONNECT, str(error))) from error
     peer = proxy or server
     found = _open(peer.host, peer.port, due)
     try:

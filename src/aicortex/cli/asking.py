@@ -1,0 +1,137 @@
+"""One question: ask it, show the answer as it comes, and say on stderr what the reader should know about it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aicortex.ask import chat
+from aicortex.cli.screens import Screen, choose_screen
+from aicortex.cli.terminal import Waiting, note
+from aicortex.fleet import find_servers
+
+if TYPE_CHECKING:
+    from aicortex import Result, Server, Stream, StreamEvent
+    from aicortex.request import MessageDict
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to ask and how to show the answer: the options of `aicortex chat`."""
+
+    model: str | None
+    servers: list[str] | None
+    system: str | None
+    temperature: float | None
+    max_tokens: int | None
+    seed: int | None
+    timeout: float | None
+    json: bool
+    plain: bool
+    stats: bool
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Manner:
+        """Return what the command line says."""
+        return cls(
+            model=options.model,
+            servers=options.server,
+            system=options.system,
+            temperature=options.temperature,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
+            timeout=options.timeout,
+            json=options.json,
+            plain=options.plain,
+            stats=options.stats,
+        )
+
+
+def ask(prompt: str, manner: Manner, *, history: Sequence[MessageDict] = ()) -> Result:
+    """Ask and show the answer; raises as `chat` and its stream do, when what came has been shown.
+
+    A KeyboardInterrupt ends the generation on the server and passes on.
+    """
+    with Waiting() as waiting:
+        waiting.begin("looking for a server")
+        servers = find_servers(manner.servers)
+        if any(server.scheme == "embedded" for server in servers):
+            waiting.stop()  # the engine says itself what it fetches and starts
+        with _open(prompt, manner, history, servers) as stream:
+            screen = choose_screen(json=manner.json, plain=manner.plain)
+            try:
+                _follow(stream, screen, waiting)
+            finally:
+                waiting.stop()
+                screen.finish()
+            result = stream.result
+    _comment(result, stats=manner.stats)
+    return result
+
+
+def _open(prompt: str, manner: Manner, history: Sequence[MessageDict], servers: Sequence[Server]) -> Stream:
+    return chat(
+        prompt,
+        messages=history,
+        stream=True,
+        model=manner.model,
+        servers=servers,
+        system=manner.system,
+        temperature=manner.temperature,
+        max_tokens=manner.max_tokens,
+        seed=manner.seed,
+        timeout=manner.timeout,
+    )
+
+
+def _follow(stream: Stream, screen: Screen, waiting: Waiting) -> None:
+    """Show every event of a stream; refresh whenever nothing more has come."""
+    failed: StreamEvent | None = None
+    for count, event in enumerate(stream, 1):
+        meta = event.meta or {}
+        if event.type == "token":
+            waiting.stop()
+        elif event.type == "error" or meta.get("kind") == "connected":
+            waiting.stop()
+            if failed:
+                note(_failover(failed, meta["server"]))
+            failed = event if event.type == "error" and meta["will_retry"] else None
+            waiting.begin(f"waiting for {meta['server']}" if failed is None else "looking for another server")
+        elif meta.get("kind") == "thinking":
+            waiting.begin("thinking")
+        screen.show(event)
+        if count == len(stream.events):
+            screen.refresh()
+
+
+def _failover(failed: StreamEvent, server: str) -> str:
+    meta = failed.meta or {}
+    reason = (failed.content or "").removeprefix(f"{meta['server']}: ")
+    next_one = "it again" if server == meta["server"] else server
+    return f"server {meta['server']} failed ({reason}), asking {next_one}"
+
+
+def _comment(result: Result, *, stats: bool) -> None:
+    if not result.text:
+        note("the model answered nothing")
+    if result.finish_reason == "length":
+        note(f"the answer ends at its limit of {result.usage['completion_tokens']} tokens")
+    if stats:
+        note(stats_line(result))
+
+
+def stats_line(result: Result) -> str:
+    """Return what `--stats` says about an answer."""
+    timings = result.timings
+    speed = timings["tokens_per_second"]
+    parts = [
+        f"first token {timings['first_token']:.2f} s",
+        f"{speed:.1f} tokens/s" if speed else "tokens/s unknown",
+        f"{result.usage['completion_tokens']} tokens in {timings['total']:.2f} s",
+        f"{result.model} on {result.server}",
+    ]
+    if len(result.attempts) > 1:
+        parts.append(f"{len(result.attempts)} attempts")
+    return ", ".join(parts)

@@ -1,0 +1,155 @@
+"""What surrounds the answer: encodings, notes on stderr, the sign of life while nothing comes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from io import TextIOWrapper
+from itertools import cycle
+from threading import Event, Lock, Thread
+
+from aicortex.errors import StreamInterruptedError
+
+QUIET_SECONDS = 1.0  # how long nothing may come before the terminal says what is waited for
+FRAME_SECONDS = 0.1
+FRAMES = "|/-\\"  # in every character set
+CLEAR_LINE = "\r\x1b[K"
+# What a model or a server writes must not steer the terminal: no control characters but tab and newline.
+CONTROLS: dict[int, str | None] = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+CONTROLS[13] = None  # of "\r\n" the newline is enough
+
+
+def prepare_streams() -> None:
+    """Make stdin, stdout and stderr safe to use.
+
+    They speak UTF-8 where the locale is C or POSIX, and on Windows, whose code pages name no user's choice; another
+    encoding was chosen by the locale or by PYTHONIOENCODING and stays, with "?" for what it cannot express. Missing
+    ones (`>&-`) become empty.
+    """
+    chosen = bool(os.environ.get("PYTHONIOENCODING"))
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the process's life
+        elif isinstance(stream, TextIOWrapper):  # tests may put something else in its place
+            free = not chosen and (sys.platform == "win32" or _is_ascii(stream.encoding))
+            errors = "surrogateescape" if mode == "r" else "replace"
+            stream.reconfigure(encoding="utf-8" if free else stream.encoding, errors=errors)
+
+
+def _is_ascii(encoding: str) -> bool:
+    return encoding.lower().replace("_", "-") in ("ascii", "us-ascii", "ansi-x3.4-1968", "646")
+
+
+def recovered(argument: str) -> str:
+    """Return an argument as it was typed, when Python could not decode its bytes; raises ValueError when nobody can."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(argument).decode()
+        except UnicodeError:
+            raise ValueError(f"the argument {argument!r} is not UTF-8") from None
+    return argument
+
+
+def decoded(data: bytes) -> str:
+    """Return text from a pipe or a file: UTF-8, or else what the locale says; raises ValueError."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        try:
+            return data.decode(sys.stdin.encoding)
+        except UnicodeDecodeError:
+            words = f"the text from standard input is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})"
+            raise ValueError(words) from None
+
+
+def printable(text: str) -> str:
+    """Return foreign text without what would steer a terminal."""
+    return text.translate(CONTROLS)
+
+
+def note(words: str) -> None:
+    """Say something on stderr: one line, which only a terminal breaks, between words."""
+    line = " ".join(f"aicortex: {printable(words)}".split())
+    if sys.stderr.isatty():
+        from textwrap import fill
+
+        line = fill(line, width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    print(line, file=sys.stderr, flush=True)
+
+
+def report(error: Exception) -> None:
+    """Say on stderr what went wrong."""
+    is_part = isinstance(error, StreamInterruptedError)
+    note(f"error: the answer is incomplete: {error}" if is_part else f"error: {error}")
+
+
+def is_dumb() -> bool:
+    """Whether the terminal understands no movements of the cursor."""
+    return sys.platform != "win32" and os.environ.get("TERM", "") in ("", "dumb", "unknown")
+
+
+def width() -> int:
+    """Return the columns of the terminal, less one: a full last column behaves differently everywhere."""
+    from shutil import get_terminal_size
+
+    return max(get_terminal_size().columns - 1, 10)
+
+
+class Waiting:
+    """A sign of life on stderr while nothing comes, on a terminal only: what is waited for, after about a second.
+
+    Leaving the `with` block, or `stop`, removes it.
+    """
+
+    def __init__(self) -> None:
+        self._words = ""
+        self._over: Event | None = None
+        self._lock = Lock()
+        self._is_shown = False
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def begin(self, words: str) -> None:
+        """Say from now on, or soon, that this is waited for."""
+        self._words = printable(words)
+        if self._over is None and sys.stderr.isatty():
+            self._over = Event()
+            Thread(target=self._turn, args=(self._over,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Remove the words; nothing of them comes after this."""
+        over = self._over
+        if over is None:
+            return
+        self._over = None
+        over.set()
+        with self._lock:
+            if self._is_shown:
+                self._is_shown = False
+                self._write("\n" if is_dumb() else CLEAR_LINE)
+
+    def _turn(self, over: Event) -> None:
+        pause = QUIET_SECONDS
+        for frame in cycle(FRAMES):
+            if over.wait(pause):
+                return
+            with self._lock:
+                if over.is_set():
+                    return
+                self._is_shown = True
+                if is_dumb():
+                    self._write(self._words[: width()])
+                    return
+                self._write(CLEAR_LINE + f"{frame} {self._words}"[: width()])
+            pause = FRAME_SECONDS
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()

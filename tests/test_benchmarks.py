@@ -153,9 +153,7 @@ def test_missing_client_is_shown() -> None:
     assert not report.is_missed(samples)
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [(0.0281, "0.028"), (1.456, "1.46"), (16.32, "16.3"), (694.2, "694")]
-)
+@pytest.mark.parametrize(("value", "expected"), [(0.0281, "0.028"), (1.456, "1.46"), (16.32, "16.3"), (694.2, "694")])
 def test_numbers_have_three_digits(value: float, expected: str) -> None:
     """A number shows the digits that mean something."""
     assert report.number(value) == expected
@@ -180,9 +178,7 @@ def test_clients_see_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--repeat", "-1"], "must be positive"),
     ],
 )
-def test_wrong_option_is_refused(
-    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_option_is_refused(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown client or a number that is not positive ends with a message and status 2."""
     with pytest.raises(SystemExit, match="2"):
         parse_arguments(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -67,7 +68,7 @@ def find_servers(servers: Sequence[str | Server] | str | Server | None = None) -
         given = [servers] if isinstance(servers, str | Server) else list(servers)
         if not given or any(not item for item in given):
             raise ValueError("servers is empty: name at least one, or leave it out")
-        parsed = [item if isinstance(item, Server) else Server(item) for item in given]
+        parsed = [item if isinstance(item, Server) else _parsed(item) for item in given]
         return list(dict.fromkeys(parsed))
     configured = settings.configured_servers()
     if configured:
@@ -81,6 +82,11 @@ def find_servers(servers: Sequence[str | Server] | str | Server | None = None) -
         words = f"OLLAMA_HOST: {local.label} does not answer; the embedded engine is used instead"
         warnings.warn(words, RuntimeWarning, stacklevel=3)
     return [Server(EMBEDDED)]
+
+
+@lru_cache(maxsize=256)
+def _parsed(address: str) -> Server:
+    return Server(address)
 
 
 def _answers(server: Server) -> bool:

@@ -23,6 +23,8 @@ class Server:
     """
 
     __slots__ = (
+        "_hash",
+        "_key",
         "ca_file",
         "client_cert",
         "headers",
@@ -60,6 +62,8 @@ class Server:
         self.headers = tuple(sent.items())
         self.secrets = _secrets_of(userinfo, api_key, sent)
         self.label = EMBEDDED if scheme == EMBEDDED else f"{scheme}://{self.netloc}{self.path}"
+        self._key = (self.label, self.headers, verify, ca_file, client_cert)
+        self._hash = hash(self._key)
 
     @property
     def netloc(self) -> str:
@@ -82,13 +86,10 @@ class Server:
         return f"Server({self.label!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Server) and self._key() == other._key()
+        return self is other or (isinstance(other, Server) and self._key == other._key)
 
     def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple[object, ...]:
-        return (self.label, self.headers, self.verify, self.ca_file, self.client_cert)
+        return self._hash
 
 
 def parse_address(text: str) -> tuple[str, str, str, int, str]:

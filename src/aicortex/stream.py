@@ -91,10 +91,11 @@ class Stream:
 class Cursor:
     """One reader's place in a stream."""
 
-    __slots__ = ("_log", "_position", "_stream")
+    __slots__ = ("_exchange", "_log", "_position", "_stream")
 
     def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+        self._stream = stream  # so that a loop keeps its stream alive
+        self._exchange = stream._exchange
         self._log = stream._exchange.answer.log
         self._position = 0
 
@@ -102,20 +103,11 @@ class Cursor:
         return self
 
     def __next__(self) -> StreamEvent:
-        try:
-            event = self._log[self._position]
-        except IndexError:
-            event = self._wait()
-        self._position += 1
-        return event
-
-    def _wait(self) -> StreamEvent:
-        """Wait for the next event, or end as the stream did."""
-        exchange = self._stream._exchange
-        if exchange.pump(self._position):
-            return self._log[self._position]
-        outcome = exchange.answer.outcome
-        if isinstance(outcome, Result):
+        position = self._position
+        if position == len(self._log) and not self._exchange.pump(position):
+            outcome = self._exchange.answer.outcome
+            if isinstance(outcome, BaseException):
+                raise outcome.with_traceback(None)
             raise StopIteration
-        assert outcome is not None  # pump() says so
-        raise outcome.with_traceback(None)
+        self._position = position + 1
+        return self._log[position]

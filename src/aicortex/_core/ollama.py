@@ -71,14 +71,18 @@ def decode_lines(lines: Lines, pieces: list[bytes]) -> tuple[list[Chunk], Lines,
     cut. Splits on `\\n` only: U+0085, U+2028 and U+2029 may stand inside a JSON string (protocol: "Framing").
     """
     end = len(pieces)
-    fresh = pieces[lines.scanned :]
-    data = fresh[0] if len(fresh) == 1 else b"".join(fresh)
-    if b"\n" not in data:
+    data = pieces[-1] if end - lines.scanned == 1 else b"".join(pieces[lines.scanned :])
+    first = data.find(b"\n")
+    if first < 0:
         pending = lines.pending + len(data)
         return [], Lines(lines.rest, lines.start, end, pending), _too_long(pending)
     if lines.pending:
         data = b"".join([lines.rest, *pieces[lines.start : lines.scanned], data])
-    *whole, rest = data.split(b"\n")
+        whole, rest = _split(data)
+    elif first == len(data) - 1:
+        whole, rest = [data], b""  # one chunk, as a server flushes it: most reads of a stream that is watched
+    else:
+        whole, rest = _split(data)
     after = Lines(rest, end, end, len(rest))
     try:
         if len(data) <= MAX_LINE_BYTES:
@@ -87,6 +91,11 @@ def decode_lines(lines: Lines, pieces: list[bytes]) -> tuple[list[Chunk], Lines,
         pass  # the slow way keeps what stands before the fault
     chunks, fault = _decode_until_fault(whole)
     return chunks, after, fault or _too_long(len(rest))
+
+
+def _split(data: bytes) -> tuple[list[bytes], bytes]:
+    *whole, rest = data.split(b"\n")
+    return whole, rest
 
 
 def decode_rest(lines: Lines, pieces: list[bytes]) -> tuple[list[Chunk], str | None]:

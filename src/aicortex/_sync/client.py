@@ -124,7 +124,7 @@ class Exchange:
         with self._lock:
             if len(log) <= position:
                 self._advance(reading=True)
-        return len(log) > position
+            return len(log) > position
 
     def cancel(self) -> None:
         """End the answer from any thread, or from a signal handler; wakes whoever reads."""

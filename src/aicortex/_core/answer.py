@@ -244,20 +244,21 @@ class Answer:
         """End the answer: the server said that it is done."""
         state = self._state
         seen = [*self.log, *events]
+        text = _text_of(seen)
         done = Attempt(
             self._servers[current.server].label,
             "ok",
             faults.STREAM,
             "",
-            _characters(seen),
+            len(text),
             False,
             now - state.began,
             200,
         )
         first = next((event.timestamp for event in seen if event.type == "token"), None)
         result = Result(
-            text="".join(event.content or "" for event in seen if event.type == "token"),
-            thinking="".join(event.content or "" for event in seen if _is_thinking(event)),
+            text=text,
+            thinking="".join([event.content or "" for event in seen if _is_thinking(event)]),
             finish_reason=final.done_reason or "stop",
             usage={"prompt_tokens": final.prompt_eval_count, "completion_tokens": final.eval_count},
             timings=_timings(final, first=first, start=seen[0].timestamp, end=now + self._zero),
@@ -304,13 +305,14 @@ class Answer:
         state = self._state
         failover = state.failover.record(server, failure, now)
         will_retry = not isinstance(failover.next_step(now, delivered=progress.shown), GiveUp)
+        text = _text_of([*self.log, *events])
         attempt = Attempt(
             server=self._servers[server].label,
             kind=failure.kind,
             # a connection does not know how far the answer was
             phase=failure.phase or (faults.STREAM if progress.shown else faults.FIRST_TOKEN),
             message=self._servers[server].redact(failure.message),
-            delivered=_characters([*self.log, *events]),
+            delivered=len(text),
             will_retry=will_retry,
             seconds=now - state.began,
             status=failure.status,
@@ -320,8 +322,7 @@ class Answer:
         events.append(self._event("error", now, f"{attempt.server}: {attempt.message}", meta))
         after = State(failover, now, None, (*state.attempts, attempt))
         if not will_retry:
-            partial = "".join(e.content or "" for e in [*self.log, *events] if e.type == "token")
-            error = self._final_error(after, partial, shown=progress.shown)
+            error = self._final_error(after, text, shown=progress.shown)
             after = msgspec.structs.replace(after, outcome=error)
         self._commit(events, after, progress)
 
@@ -348,7 +349,7 @@ class Answer:
         """End the answer because its reader wants no more of it; without effect when it is over."""
         self._recover()
         if self._state.outcome is None:
-            partial = "".join(event.content or "" for event in self.log if event.type == "token")
+            partial = _text_of(self.log)
             words = f"the stream was cancelled after {len(partial)} characters"
             error = StreamCancelledError(words, partial=partial)
             self._commit([], msgspec.structs.replace(self._state, current=None, outcome=error), self._progress)
@@ -383,8 +384,8 @@ def _is_thinking(event: StreamEvent) -> bool:
     return event.type == "meta" and event.meta is not None and event.meta["kind"] == "thinking"
 
 
-def _characters(events: list[StreamEvent]) -> int:
-    return sum(len(event.content or "") for event in events if event.type == "token")
+def _text_of(events: list[StreamEvent]) -> str:
+    return "".join([event.content or "" for event in events if event.type == "token"])
 
 
 def _latest(attempts: Sequence[Attempt]) -> list[Attempt]:

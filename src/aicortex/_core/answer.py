@@ -23,7 +23,7 @@ import msgspec
 from aicortex._core import faults
 from aicortex._core.failover import Attempt, Connect, Deadlines, Failover, Failure, GiveUp, Wait
 from aicortex._core.http import Response
-from aicortex._core.ollama import Chunk, Lines, decode_lines, decode_rest, error_text
+from aicortex._core.ollama import Chunk, Lines, Message, decode_lines, decode_rest, error_text
 from aicortex._core.server import Server
 from aicortex.errors import (
     AICortexError,
@@ -92,10 +92,22 @@ class Progress(msgspec.Struct, frozen=True):
 class Answer:
     """The state machine of one answer; pure, so every method is given the time.
 
-    `servers` are in order of preference. `log` holds the events and only grows.
+    `servers` are in order of preference. `log` holds the events and only grows. `steady` says that chunks are coming
+    and only the silence between them counts: the front end may read on without asking for the next step.
     """
 
-    __slots__ = ("_model", "_progress", "_released", "_servers", "_staged", "_state", "_zero", "log")
+    __slots__ = (
+        "_is_open",
+        "_model",
+        "_progress",
+        "_released",
+        "_servers",
+        "_staged",
+        "_state",
+        "_zero",
+        "log",
+        "steady",
+    )
 
     def __init__(self, servers: Sequence[Server], *, model: str, deadlines: Deadlines, now: float, wall: float) -> None:
         self._servers = servers
@@ -105,6 +117,8 @@ class Answer:
         self._state = State(Failover(tuple(range(len(servers))), deadlines, now), now)
         self._progress = Progress()
         self._released = 0
+        self._is_open = deadlines.total is None  # with a deadline for the whole, each read has another time
+        self.steady = False
         self.log: list[StreamEvent] = [StreamEvent("start", "", meta={"model": model}, timestamp=wall)]
 
     @property
@@ -155,21 +169,59 @@ class Answer:
 
     def received(self, now: float) -> None:
         """Turn what was fed to the response into events."""
+        if self._staged is not None:
+            self._recover()
         current = self._state.current
         if current is None:
             return
         response = current.response
-        if self._progress.heard is None and (not response.started or response.status != 200):
+        before = self._progress
+        if before.heard is None and (not response.started or response.status != 200):
             self._take_head(current, now)
             return
-        chunks, after, fault = decode_lines(self._progress.lines, response.body)
+        chunks, lines, fault = decode_lines(before.lines, response.body)
         ended = response.eof or response.fault is not None or (bool(response.tails) and response.complete)
         if ended and fault is None:
-            rest, fault = decode_rest(after, response.body)
+            rest, fault = decode_rest(lines, response.body)
             chunks += rest
-        self._take(current, chunks, after, fault, now, ended=ended)
-        if after.start > self._released + RELEASED_PIECES:
-            self._release(response, after.start)
+        stamp = now + self._zero
+        index = before.index
+        events: list[StreamEvent] = []
+        for chunk in chunks:
+            message = chunk.message
+            if chunk.done or chunk.error is not None:
+                self._take_last(current, chunk, events, Progress(index, before.shown or bool(events), now, lines), now)
+                return
+            if message is None:
+                continue
+            if message.thinking or message.tool_calls:
+                index = self._take_rare(message, events, index, stamp)
+            elif message.content:
+                events.append(StreamEvent("token", message.content, index, None, None, None, None, stamp))
+                index += 1
+        progress = Progress(index, before.shown or bool(events), now if chunks else before.heard, lines)
+        if ended or fault is not None:
+            self.steady = False
+            phase = faults.STREAM if progress.shown else faults.FIRST_TOKEN
+            failure = faults.of_content(response, fault, phase=phase) if fault else faults.of_end(response, phase=phase)
+            self._fail(current.server, failure, events, progress, now)
+            return
+        self._commit(events, self._state, progress)
+        self.steady = self._is_open and progress.heard is not None
+        if lines.start > self._released + RELEASED_PIECES:
+            self._release(response, lines.start)
+
+    def _take_last(self, current: Try, chunk: Chunk, events: list[StreamEvent], progress: Progress, now: float) -> None:
+        """Take the chunk that ends the attempt: done, or an error in the stream."""
+        self.steady = False
+        if chunk.error is not None:
+            phase = faults.STREAM if progress.shown else faults.FIRST_TOKEN
+            failure = Failure("error", phase, error_text(chunk.error), current.response.status)
+            self._fail(current.server, failure, events, progress, now)
+            return
+        if chunk.message is not None:
+            self._take_rare(chunk.message, events, progress.index, now + self._zero)
+        self._finish(current, chunk, events, progress, now)
 
     def _release(self, response: Response, end: int) -> None:
         """Drop pieces that were decoded, in place because the parser appends to this list."""
@@ -185,43 +237,8 @@ class Answer:
         elif response.ended or sum(map(len, response.body)) > faults.MAX_ERROR_BYTES:
             self.failed(current.server, faults.of_status(response), now)
 
-    def _take(
-        self, current: Try, chunks: list[Chunk], lines: Lines, fault: str | None, now: float, *, ended: bool
-    ) -> None:
-        """Append the events of these chunks and what follows from them."""
-        before = self._progress
-        stamp = now + self._zero
-        index = before.index
-        events: list[StreamEvent] = []
-        final = None
-        for chunk in chunks:
-            message = chunk.message
-            if chunk.done or chunk.error is not None:
-                final = chunk
-                break
-            if message is None:
-                continue
-            if message.thinking or message.tool_calls:
-                index = self._take_rare(chunk, events, index, stamp)
-            elif message.content:
-                events.append(StreamEvent("token", message.content, index, None, None, None, None, stamp))
-                index += 1
-        if final is not None and final.error is None:
-            index = self._take_rare(final, events, index, stamp)
-        progress = Progress(index, before.shown or bool(events), now if chunks else before.heard, lines)
-        if final is None and fault is None and not ended:
-            self._commit(events, self._state, progress)
-        elif final is not None and final.error is None:
-            self._finish(current, final, events, progress, now)
-        else:
-            failure = self._fault_of(current, final, fault, shown=progress.shown)
-            self._fail(current.server, failure, events, progress, now)
-
-    def _take_rare(self, chunk: Chunk, events: list[StreamEvent], index: int, stamp: float) -> int:
-        """Append the events of a chunk that may hold more than content; returns the next token's index."""
-        message = chunk.message
-        if message is None:
-            return index
+    def _take_rare(self, message: Message, events: list[StreamEvent], index: int, stamp: float) -> int:
+        """Append the events of a message that may hold more than content; returns the next token's index."""
         if message.thinking:
             events.append(StreamEvent("meta", message.thinking, meta={"kind": "thinking"}, timestamp=stamp))
         if message.content:
@@ -231,14 +248,6 @@ class Answer:
             name, arguments = call.function.name, call.function.arguments
             events.append(StreamEvent("tool_call", None, None, name, arguments, timestamp=stamp))
         return index
-
-    def _fault_of(self, current: Try, final: Chunk | None, fault: str | None, *, shown: bool) -> Failure:
-        phase = faults.STREAM if shown else faults.FIRST_TOKEN
-        if final is not None:
-            return Failure("error", phase, error_text(final.error), current.response.status)
-        if fault is not None:
-            return faults.of_content(current.response, fault, phase=phase)
-        return faults.of_end(current.response, phase=phase)
 
     def _finish(self, current: Try, final: Chunk, events: list[StreamEvent], progress: Progress, now: float) -> None:
         """End the answer: the server said that it is done."""
@@ -299,6 +308,7 @@ class Answer:
 
     def failed(self, server: int, failure: Failure, now: float) -> None:
         """Take note that the attempt at a server failed; an error event follows, and the next step or the end."""
+        self.steady = False
         self._fail(server, failure, [], self._progress, now)
 
     def _fail(self, server: int, failure: Failure, events: list[StreamEvent], progress: Progress, now: float) -> None:
@@ -348,6 +358,7 @@ class Answer:
     def cancel(self) -> None:
         """End the answer because its reader wants no more of it; without effect when it is over."""
         self._recover()
+        self.steady = False
         if self._state.outcome is None:
             partial = _text_of(self.log)
             words = f"the stream was cancelled after {len(partial)} characters"

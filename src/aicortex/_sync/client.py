@@ -97,6 +97,7 @@ class Exchange:
         self._servers = servers
         self._path = path
         self._body = body
+        self._stall = deadlines.stall
         self._lock = allocate_lock()
         self._place: Server | None = None  # where the connection leads to
         self._number = 0
@@ -120,10 +121,15 @@ class Exchange:
 
     def pump(self, position: int) -> bool:
         """Block until the log is longer than `position`; returns False when the answer is over before that."""
-        log = self.answer.log
+        answer = self.answer
+        log = answer.log
         with self._lock:
+            while answer.steady and len(log) <= position and not self._is_cancelled:
+                self._read(self._stall)
             if len(log) <= position:
                 self._advance(reading=True)
+            elif not answer.steady:
+                self._settle()
             return len(log) > position
 
     def cancel(self) -> None:
@@ -159,7 +165,11 @@ class Exchange:
             else:
                 break
             now = perf_counter()
-        if not answer.is_reading:
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let go of the connection when no attempt is under way."""
+        if not self.answer.is_reading:
             self._let_go()
 
     def _connect(self, number: int) -> None:

@@ -83,9 +83,7 @@ def open_urllib3(url: str) -> Read:
     import urllib3
 
     message = msgspec.defstruct("Message", [("content", str)])
-    chunk_type: Any = msgspec.defstruct(
-        "Chunk", [("message", message), ("done", bool)]
-    )  # Any: made at run time
+    chunk_type: Any = msgspec.defstruct("Chunk", [("message", message), ("done", bool)])  # Any: made at run time
     decode = msgspec.json.Decoder(chunk_type).decode
     pool = urllib3.PoolManager()
 

@@ -54,8 +54,7 @@ TARGETS = (
 def medians_of(samples: Samples) -> dict[str, dict[str, float]]:
     """Return the median of each column of each client."""
     return {
-        client: {column: median(values) for column, values in columns.items()}
-        for client, columns in samples.items()
+        client: {column: median(values) for column, values in columns.items()} for client, columns in samples.items()
     }
 
 

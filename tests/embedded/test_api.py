@@ -231,3 +231,12 @@ def test_wrong_durations_are_refused(value):
     """A duration that cannot be read is a 400."""
     with pytest.raises(ApiError, match="invalid duration"):
         parse_keep_alive(value)
+
+
+def test_a_models_own_defaults_stand_where_nothing_is_asked() -> None:
+    """Like PARAMETER lines of a Modelfile: before Ollama's defaults, behind the request's options."""
+    served = Served("m", (), 4096, (("num_predict", 512), ("repeat_penalty", 1.15)))
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}]'
+    assert parse_chat(body + b"}", served).parameters["n_predict"] == 512
+    asked = parse_chat(body + b',"options":{"num_predict":7}}', served).parameters
+    assert (asked["n_predict"], asked["repeat_penalty"]) == (7, 1.15)

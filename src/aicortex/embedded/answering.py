@@ -14,7 +14,7 @@ from aicortex.embedded.api import ApiError, Served, Task
 from aicortex.embedded.replies import EngineChunk, Reply, read_chunk, too_long
 from aicortex.embedded.resident import Resident
 from aicortex.embedded.slots import ClientGoneError, Slots
-from aicortex.embedded.weights import file_digest
+from aicortex.embedded.weights import SMOLLM2, file_digest
 
 _FOR_EVER = 100 * 365 * 86400.0  # seconds; the date a client sees for a model that is never unloaded
 
@@ -30,7 +30,8 @@ class Model:
         self._header = gguf.read_header(path)
         trained = self._header.context_length or engine.CONTEXT_LENGTH
         length = min(engine.CONTEXT_LENGTH, trained)
-        self.served = Served(name, self._header.control_tokens, length)
+        parameters = SMOLLM2.parameters if digest == SMOLLM2.sha256 else ()
+        self.served = Served(name, self._header.control_tokens, length, parameters)
         self.resident = Resident(lambda: engine.Engine(path, context_length=length, threads=threads))
         self.slots = Slots(engine.SLOTS)
 
@@ -66,6 +67,7 @@ class Model:
             "modified_at": self.tags()["models"][0]["modified_at"],
             "details": self._details(),
             "template": template,
+            "parameters": "\n".join(f"{name:<30} {value:g}" for name, value in self.served.parameters),
             "model_info": model_info | {"general.parameter_count": self._header.parameter_count},
             "capabilities": ["completion"],
         }

@@ -48,11 +48,15 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Served:
-    """What requests are checked against: the model's name, its control tokens, the context of a slot in tokens."""
+    """What requests are checked against: the model's name, its control tokens, the context of a slot in tokens.
+
+    `parameters` are the model's own defaults for options.
+    """
 
     name: str
     control_tokens: tuple[str, ...]
     context_length: int
+    parameters: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,8 @@ def _task(
     prompt: str = "",
 ) -> Task:
     keep_alive = parse_keep_alive(request.keep_alive)
-    parameters, num_ctx = engine_parameters(request.options or {}, request.format, served.context_length)
+    options = dict(served.parameters) | (request.options or {})
+    parameters, num_ctx = engine_parameters(options, request.format, served.context_length)
     action: Literal["load", "unload", "render", "run"] = "run"
     if not has_input:
         action = "unload" if keep_alive == 0 else "load"

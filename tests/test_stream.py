@@ -14,7 +14,7 @@ from itertools import islice
 import pytest
 
 from aicortex import AllServersFailedError, Stream, StreamCancelledError, StreamEvent, chat
-from aicortex._sync import connection
+from aicortex._sync import client
 from aicortex.testing import Answer, Close, FakeServer, Hang, Reset, Stall, Status, split_tokens
 
 TEXT = "Seven planets have rings or moons, and two have neither of them at all."
@@ -250,7 +250,7 @@ def test_a_kept_connection_is_used_again() -> None:
 @pytest.mark.parametrize("fault", [Reset(), Close(last_chunk=False)])
 def test_a_kept_connection_that_breaks_is_asked_anew(fault: Reset, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server may close an idle connection just when a request goes out; with no other server, it is asked again."""
-    monkeypatch.setattr(connection, "STALE_SECONDS", 0.0)
+    monkeypatch.setattr(client, "STALE_SECONDS", 0.0)
     with FakeServer(Answer(TEXT), fault, Answer(TEXT)) as server:
         assert ask(server).text() == TEXT
         stream = ask(server)

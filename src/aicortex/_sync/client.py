@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock  # `threading` takes 1 ms to import and is not needed for this
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter, time
 
 from aicortex._core.answer import Answer, Read
@@ -13,6 +13,7 @@ from aicortex._core.http import Response
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.connection import CONNECT, Connection
 
+STALE_SECONDS = 1.0  # no server closes a kept connection sooner
 IDLE_PER_SERVER = 8  # connections kept open for the next request
 
 
@@ -67,10 +68,28 @@ def located(server: Server) -> Server:
     return Server(f"{host}:{port}")
 
 
+def reach(server: Server, due: Callable[[], float], *, fresh: bool = False) -> tuple[Server, Connection]:
+    """Return where a server is and a connection to it; raises AttemptFailed.
+
+    `due` is asked once it is known where the server is: the embedded engine takes its time to start. An engine that
+    was killed a moment ago still counts as running but refuses connections; then another one is started.
+    """
+    place = located(server)
+    try:
+        return place, POOL.acquire(place, due=due(), fresh=fresh)
+    except AttemptFailed:
+        if server.scheme != EMBEDDED:
+            raise
+    from aicortex.embedded import stop
+
+    stop()
+    place = located(server)
+    return place, POOL.acquire(place, due=due())
+
+
 def call(server: Server, method: str, path: str, body: bytes = b"", *, due: float) -> Response:
     """Make one request and return its whole response; raises AttemptFailed."""
-    place = located(server)
-    connection = POOL.acquire(place, due=due)
+    place, connection = reach(server, lambda: due)
     try:
         response = connection.send(method, path, place, body, due=due)
         while not response.ended:
@@ -178,9 +197,10 @@ class Exchange:
         self._is_fed = False
         answer = self.answer
         try:
-            place = located(self._servers[number])
-            due = answer.failover.connect_due(perf_counter())  # behind the start of the embedded engine
-            connection = POOL.acquire(place, due=due, fresh=number in self._stale)
+            server = self._servers[number]
+            place, connection = reach(
+                server, lambda: answer.failover.connect_due(perf_counter()), fresh=number in self._stale
+            )
             self._place, self._number, self._connection = place, number, connection
             due = answer.failover.first_token_due(perf_counter())
             response = connection.send("POST", self._path, place, self._body, due=due)
@@ -202,8 +222,8 @@ class Exchange:
             connection.receive(seconds)
             if self._is_cancelled:
                 return  # the end that was read is cancel()'s own doing
-            if connection.response.eof and connection.is_stale:
-                self._failed(self._number, Failure("closed", "", "closed the kept connection without a reply"))
+            if connection.response.eof and self._is_stale(connection):
+                self._failed(self._number, Failure("closed", "", "closed the connection without a reply"))
             else:
                 self.answer.received(perf_counter())
         except TimeoutError:
@@ -216,10 +236,20 @@ class Exchange:
         if self._is_cancelled:
             return
         connection = self._connection
-        if connection is not None and connection.is_stale:
+        if connection is not None and self._is_stale(connection):
             self._stale.add(number)
             failure = Failure(failure.kind, failure.phase, failure.message, stale=True)
         self.answer.failed(number, failure, perf_counter())
+
+    def _is_stale(self, connection: Connection) -> bool:
+        """Whether a connection that broke without a reply says little about the server, which is then asked once more.
+
+        A server may have closed a kept connection before it saw the request, and an embedded engine that was killed is
+        started again.
+        """
+        if connection.response.head_bytes or self._number in self._stale:
+            return False
+        return connection.idle > STALE_SECONDS or self._servers[self._number].scheme == EMBEDDED
 
     def _let_go(self) -> None:
         """Give a finished connection back, or close an unfinished one, which makes the server stop generating."""

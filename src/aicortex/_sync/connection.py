@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 READ_SIZE = (65536,)  # bytes of one read, as the sequence that map() walks over
 FIRST = (0,)
-STALE_SECONDS = 1.0  # no server closes a kept connection sooner
 CONNECT = "connect"
 SEND = "send"
 exhaust = deque[object](maxlen=0).extend  # runs an iterator of C functions without any Python bytecode between
@@ -106,11 +105,6 @@ class Connection:
         """Set the socket's timeout; when the time is past, what has come is still taken."""
         self._timeout = seconds
         self._socket.settimeout(max(seconds, 0.001))
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether the connection had been idle and no byte of the reply has come: it may have been closed before."""
-        return self.idle > STALE_SECONDS and not self.response.head_bytes
 
     def is_ready(self) -> bool:
         """Whether another request may be sent: the last response is whole and the server has not hung up."""

@@ -114,6 +114,9 @@ def test_the_callers_messages_are_not_changed() -> None:
         ({"stall_timeout": float("inf")}, "stall_timeout must be a number"),
         ({"servers": []}, "servers is empty"),
         ({"servers": [""]}, "servers is empty"),
+        ({"servers": [1]}, "list of addresses"),
+        ({"keep_alive": object()}, "keep_alive must be a number"),
+        ({"stall_timeout": 1e10}, "stall_timeout must be at most"),
         ({"servers": ["ftp://box"]}, "no server address"),
     ],
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import typing
 
+import msgspec
 import pytest
 
 from aicortex import StreamEvent
@@ -21,6 +23,8 @@ def test_it_is_a_dataclass() -> None:
     assert [field.name for field in dataclasses.fields(StreamEvent)] == NAMES
     assert dataclasses.asdict(EVENT) == EVENT.to_dict()
     assert dataclasses.replace(EVENT, content="x") == StreamEvent(*("meta", "x", *dataclasses.astuple(EVENT)[2:]))
+    assert typing.get_type_hints(StreamEvent)["index"] == int | None
+    assert msgspec.json.decode(EVENT.to_json(), type=StreamEvent) == EVENT
     match EVENT:
         case StreamEvent("meta", text):
             assert text == "é"

@@ -9,7 +9,7 @@ import pytest
 
 from aicortex import AllServersFailedError, Server, chat, list_model_servers, models
 from aicortex.fleet import find_servers, list_models, list_servers
-from aicortex.testing import Answer, FakeServer, Garbage, Hang, Status
+from aicortex.testing import Answer, FakeServer, Garbage, Hang, Raw, Status
 
 
 def test_given_servers_go_before_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +121,31 @@ def test_the_server_that_has_the_model_is_asked() -> None:
     with FakeServer(models=("a:1",)) as one, FakeServer(models=("b:1",), answer="from two") as two:
         assert chat("Hi", model="b:1", servers=[one.url, two.url]) == "from two"
         assert not any(request.path == "/api/chat" for request in one.requests)
+
+
+def test_the_order_of_the_servers_is_kept() -> None:
+    """Best first: that another server was asked before does not put it in front."""
+    with FakeServer(answer="from one") as one, FakeServer(answer="from two") as two:
+        assert chat("Hi", model="fake", servers=[two.url]) == "from two"
+        assert chat("Hi", model="fake", servers=[one.url, two.url]) == "from one"
+
+
+def test_what_servers_have_is_asked_once() -> None:
+    """A second question needs no second list of models, with or without a name."""
+    with FakeServer() as one, FakeServer() as two:
+        for model in ("fake", None, "fake", None):
+            assert chat("Hi", model=model, servers=[one.url, two.url])
+        for server in (one, two):
+            assert [request.path for request in server.requests].count("/api/tags") == 1
+
+
+def test_a_port_that_speaks_no_http_says_so() -> None:
+    """Another protocol's greeting is named, not shown as a status of 0."""
+    with (
+        FakeServer(everything=Raw(b"SSH-2.0-OpenSSH_9\r\n")) as server,
+        pytest.raises(AllServersFailedError, match="not valid HTTP"),
+    ):
+        models(servers=[server.url])
 
 
 def test_without_a_name_a_model_of_the_fleet_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

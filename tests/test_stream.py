@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import _thread
 import gc
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from itertools import islice
 
 import pytest
+import trustme
 
-from aicortex import AllServersFailedError, Stream, StreamCancelledError, StreamEvent, chat
-from aicortex._sync import client
-from aicortex.testing import Answer, Close, FakeServer, Hang, Reset, Stall, Status, split_tokens
+from aicortex import AllServersFailedError, Stream, StreamCancelledError, StreamEvent, StreamInterruptedError, chat
+from aicortex.testing import Answer, Close, Exchange, FakeServer, Hang, Reply, Reset, Stall, Status, split_tokens
 
 TEXT = "Seven planets have rings or moons, and two have neither of them at all."
 STALLING = Answer(TEXT).then(Stall(), after_tokens=5)
@@ -24,6 +25,13 @@ FIVE = "".join(split_tokens(TEXT)[:5])
 
 def ask(*servers: FakeServer, **arguments: object) -> Stream:
     return chat("Which?", stream=True, servers=[server.url for server in servers], **arguments)  # type: ignore
+
+
+def press_control_c(seconds: float) -> threading.Timer:
+    """Send SIGINT to the main thread after a while, as a terminal does."""
+    main = threading.main_thread().ident
+    assert main is not None
+    return threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT))
 
 
 def test_start_comes_first_and_before_chat_returns() -> None:
@@ -190,7 +198,7 @@ def test_keyboard_interrupt_leaves_the_stream_intact() -> None:
     with FakeServer(Answer(TEXT, first_delay=0.3)) as server:
         stream = ask(server)
         cursor = iter(stream)
-        timer = threading.Timer(0.1, _thread.interrupt_main)
+        timer = press_control_c(0.1)
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             for _ in cursor:
@@ -202,7 +210,7 @@ def test_keyboard_interrupt_leaves_the_stream_intact() -> None:
 
 STORM = """
 import random, signal, sys
-from aicortex import chat
+from aicortex import Server, chat
 
 reading, hits = False, 0
 
@@ -213,7 +221,7 @@ def interrupt(*_):
         reading, hits = False, hits + 1
         raise KeyboardInterrupt
 
-stream = chat("x", stream=True, model="fake:latest", servers=[sys.argv[1]])
+stream = chat("x", stream=True, model="fake:latest", servers=[Server(sys.argv[1], verify=False)])
 signal.signal(signal.SIGALRM, interrupt)
 signal.setitimer(signal.ITIMER_REAL, 0.0001)
 while not stream.done:
@@ -231,12 +239,88 @@ print(hits > 20, len(tokens), "".join(e.content for e in tokens) == stream.text(
 """
 
 
-def test_a_storm_of_interrupts_loses_nothing() -> None:
-    """C12: a KeyboardInterrupt every few milliseconds, wherever it falls, costs not one token."""
-    with FakeServer(Answer("tok" + " tok" * 9999)) as server:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_storm_of_interrupts_loses_nothing(scheme: str) -> None:
+    """C12: a KeyboardInterrupt every few milliseconds, wherever it falls, costs not one token, also under TLS."""
+    tls = None
+    if scheme == "https":
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("localhost", "127.0.0.1").configure_cert(tls)
+    with FakeServer(Answer("tok" + " tok" * 9999), tls=tls) as server:
         command = [sys.executable, "-c", STORM, server.url]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout.split(), done.stderr) == (["True", "10000", "True", "end"], "")
+
+
+def test_tokens_can_be_read_on_after_an_interrupt() -> None:
+    """C12: tokens() is no generator that an interrupt would end in silence."""
+    with FakeServer(Answer(TEXT, first_delay=0.3)) as server:
+        words = ask(server).tokens()
+        timer = press_control_c(0.1)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(words)
+        timer.join()
+        assert "".join(words) == TEXT
+
+
+def test_an_interrupted_plain_call_cancels() -> None:
+    """Without a stream to read on, Ctrl-C frees the server even while somebody keeps the traceback."""
+    with FakeServer(STALLING) as server:
+        timer = press_control_c(0.2)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt) as kept:
+            chat("Which?", servers=[server.url])
+        timer.join()
+        assert server.wait_for_disconnect(1)
+    assert kept.value is not None
+
+
+@dataclass(frozen=True)
+class Drip(Reply):
+    """One token, then `data` again and again until the client leaves."""
+
+    data: bytes
+
+    def play(self, exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.token(content="Seven")
+        while True:
+            exchange.chunk(self.data)
+            exchange.flush()
+            exchange.pause(0.02)
+
+
+@pytest.mark.parametrize("data", [b"\n", b" "])
+def test_heartbeats_are_no_chunks(data: bytes) -> None:
+    """A server that keeps the line warm and says nothing has stalled."""
+    with FakeServer(Drip(data)) as server:
+        with pytest.raises(StreamInterruptedError, match="stalled") as caught:
+            ask(server, stall_timeout=0.3).text()
+        assert server.wait_for_disconnect(1)
+    assert caught.value.partial == "Seven"
+
+
+def test_the_total_deadline_holds_against_a_server_that_never_stops() -> None:
+    """timeout= ends a stream that keeps coming."""
+    chunk = b'{"message":{"role":"assistant","content":" x"},"done":false}\n'
+    with FakeServer(Drip(chunk)) as server:
+        with pytest.raises(StreamInterruptedError, match=r"not whole within 0\.3 s"):
+            ask(server, timeout=0.3).text()
+        assert server.wait_for_disconnect(1)
+
+
+def test_a_forked_child_leaves_its_parents_stream_alone() -> None:
+    """Leaving a stream in a forked child closes the child's copy and nothing else."""
+    with FakeServer(Answer(TEXT, delay=0.01)) as server:
+        stream = ask(server)
+        next(stream.tokens())
+        child = os.fork()
+        if child == 0:
+            stream.cancel()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert stream.text() == TEXT
 
 
 def test_a_kept_connection_is_used_again() -> None:
@@ -248,9 +332,8 @@ def test_a_kept_connection_is_used_again() -> None:
 
 
 @pytest.mark.parametrize("fault", [Reset(), Close(last_chunk=False)])
-def test_a_kept_connection_that_breaks_is_asked_anew(fault: Reset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server may close an idle connection just when a request goes out; with no other server, it is asked again."""
-    monkeypatch.setattr(client, "STALE_SECONDS", 0.0)
+def test_a_kept_connection_that_breaks_is_asked_anew(fault: Reset) -> None:
+    """A server may close a kept connection just when a request goes out; with no other server, it is asked again."""
     with FakeServer(Answer(TEXT), fault, Answer(TEXT)) as server:
         assert ask(server).text() == TEXT
         stream = ask(server)

@@ -89,7 +89,7 @@ def chat(
     chosen = collect_options(options, temperature, top_p, max_tokens, stop, seed)
     limits = Deadlines(connect_timeout, first_token_timeout, stall_timeout, timeout)
     check_deadlines(limits)
-    check_model(model, think)
+    check_model(model, think, keep_alive)
     route = plan(model, find_servers(servers))
     body = chat_body(route.model, asked, think=think, options=chosen, keep_alive=keep_alive)
     exchange = Exchange(route.servers, "/api/chat", body, model=route.model, deadlines=limits)
@@ -97,4 +97,7 @@ def chat(
         exchange.refuse(route.failures)
     exchange.start()
     answer = Stream(exchange)
-    return answer if stream else answer.text()
+    if stream:
+        return answer
+    with answer:
+        return answer.text()

@@ -17,12 +17,17 @@ class _Fields:
     third of the time of a dataclass with slots; whoever looks sees a dataclass all the same.
     """
 
-    def __get__(self, event: object, owner: type[msgspec.Struct]) -> dict[str, Field[Any]]:  # Any: as the fields
-        from dataclasses import fields, make_dataclass
+    def __init__(self) -> None:
+        self._known: dict[str, Field[Any]] = {}  # Any: as the fields
 
-        optional = [(name, Any, None) for name in owner.__struct_fields__[1:]]
-        twin = make_dataclass(owner.__name__, [("type", str), *optional])
-        return {field.name: field for field in fields(twin)}
+    def __get__(self, event: object, owner: type[msgspec.Struct]) -> dict[str, Field[Any]]:
+        if not self._known:
+            from dataclasses import fields, make_dataclass
+
+            optional = [(name, Any, None) for name in owner.__struct_fields__[1:]]
+            twin = make_dataclass(owner.__name__, [("type", str), *optional])
+            self._known.update({field.name: field for field in fields(twin)})
+        return self._known
 
 
 class StreamEvent(msgspec.Struct):
@@ -42,7 +47,7 @@ class StreamEvent(msgspec.Struct):
     tool_result: Any = None  # Any: whatever the tool returned
     meta: dict[str, Any] | None = None  # Any: JSON
     timestamp: float | None = None
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]] = _Fields()  # type: ignore[assignment]
+    __dataclass_fields__: ClassVar[dict[str, Any]] = _Fields()  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the eight fields as a plain dictionary; what they hold is copied too."""

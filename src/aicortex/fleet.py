@@ -55,7 +55,7 @@ class FleetList(list[T]):
         self.unreachable = unreachable or {}
 
 
-_known: dict[Server, tuple[float, tuple[Model, ...] | None]] = {}  # when a server said which models it has, and which
+_known: dict[Server, tuple[float, tuple[Model, ...] | Failure]] = {}  # when each was asked, and what it said
 _alive: dict[Server, float] = {}  # when the local Ollama last answered
 
 
@@ -68,6 +68,8 @@ def find_servers(servers: Sequence[str | Server] | str | Server | None = None) -
         given = [servers] if isinstance(servers, str | Server) else list(servers)
         if not given or any(not item for item in given):
             raise ValueError("servers is empty: name at least one, or leave it out")
+        if not all(isinstance(item, str | Server) for item in given):
+            raise ValueError("servers is a list of addresses, such as ['desk:11434'], or of Server objects")
         parsed = [item if isinstance(item, Server) else _parsed(item) for item in given]
         return list(dict.fromkeys(parsed))
     configured = settings.configured_servers()
@@ -94,7 +96,7 @@ def _answers(server: Server) -> bool:
     if now - _alive.get(server, -FRESH_SECONDS) < FRESH_SECONDS / 6:
         return True
     try:
-        answered = call(server, "GET", "/api/version", due=now + ASK_SECONDS).status == 200
+        answered = call(server, "GET", "/api/version", due=now + ASK_SECONDS).status in (200, 401, 403)
     except AttemptFailed:
         return False
     if answered:
@@ -103,21 +105,15 @@ def _answers(server: Server) -> bool:
 
 
 def catalogue(server: Server) -> tuple[Model, ...]:
-    """Return the models a server says it has, asked at most once a minute; raises AttemptFailed."""
-    if server.scheme == EMBEDDED:
-        from aicortex.embedded import model_name
+    """Return the models a server says it has; raises AttemptFailed."""
+    if server.scheme != EMBEDDED:
+        return _ask(server, "/api/tags")
+    from aicortex.embedded import is_available, model_name
 
-        return (Model(model_name()),)
-    models = _remembered(server)
-    if models is None:
-        models = _ask(server, "/api/tags")
-        _known[server] = (perf_counter(), models)
-    return models
-
-
-def _remembered(server: Server) -> tuple[Model, ...] | None:
-    when, models = _known.get(server, (0.0, None))
-    return models if perf_counter() - when < FRESH_SECONDS else None
+    if not is_available():
+        words = "the embedded engine is not installed: pip install 'aicortex[embedded]', or start Ollama"
+        raise AttemptFailed(Failure("engine", "connect", words))
+    return (Model(model_name()),)
 
 
 def _ask(server: Server, path: str) -> tuple[Model, ...]:
@@ -137,27 +133,37 @@ def survey(
     ask: Callable[[Server], T],
     *,
     enough: Callable[[T], bool] = lambda _: False,
+    hurried: bool = False,
 ) -> dict[Server, T | Failure]:
     """Ask all servers at once and return what each said, in their order, or why it did not, within 2 s.
 
-    Once an answer is `enough`, the others get only a moment more.
+    Once an answer is `enough`, or at once if `hurried`, the others get only a moment more.
     """
-    if len(servers) == 1:
+    if len(servers) == 1 and not hurried:
         return {servers[0]: _outcome(servers[0], ask)}
     from queue import Empty, SimpleQueue  # one server, the usual case, needs neither
     from threading import Thread
 
-    answers: SimpleQueue[tuple[Server, T | Failure]] = SimpleQueue()
+    answers: SimpleQueue[tuple[Server, T | Failure | Exception]] = SimpleQueue()
+
+    def report(server: Server) -> None:
+        try:
+            answers.put((server, _outcome(server, ask)))
+        except Exception as error:  # whoever waits for the answer raises it
+            answers.put((server, error))
+
     for server in servers:
-        Thread(target=lambda s=server: answers.put((s, _outcome(s, ask))), daemon=True).start()
-    due = perf_counter() + ASK_SECONDS + GRACE_SECONDS
-    late = Failure("stalled", "reply", "did not answer in time")
+        Thread(target=report, args=(server,), daemon=True).start()
+    due = perf_counter() + (GRACE_SECONDS if hurried else ASK_SECONDS + GRACE_SECONDS)
+    late = Failure("stalled", "reply", f"did not say within {ASK_SECONDS:g} s which models it has")
     found: dict[Server, T | Failure] = dict.fromkeys(servers, late)
     for _ in servers:
         try:
             server, outcome = answers.get(timeout=max(due - perf_counter(), 0.001))
         except Empty:
             break
+        if isinstance(outcome, Exception):
+            raise outcome
         found[server] = outcome
         if not isinstance(outcome, Failure) and enough(outcome):
             due = min(due, perf_counter() + GRACE_SECONDS)
@@ -180,17 +186,13 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan(model: str | None, servers: Sequence[Server]) -> Plan:
-    """Choose the model if none is named, and put the servers that have it first.
+    """Choose the model if none is named, and put the servers that have it first, in their order.
 
-    Raises ModelNotFoundError when every server answered and none has it; servers that did not answer are kept, behind
-    the others.
+    Raises ModelNotFoundError when every server answered and none has it. Servers that did not answer stand behind
+    those that have it, and those that said they have not come last.
     """
     model = model or settings.default_model()
-    found: dict[Server, tuple[Model, ...] | Failure] = {server: _remembered(server) or () for server in servers}
-    if model is None or not any(_has(_remembered(server) or (), model) for server in servers):
-        for server in servers:
-            _known.pop(server, None)  # a model may have been pulled since
-        found = survey(servers, catalogue, enough=lambda models: _has(models, model))
+    found = _known_or_asked(servers, model)
     lists = {server: models for server, models in found.items() if not isinstance(models, Failure)}
     failures = [outcome for outcome in found.values() if isinstance(outcome, Failure)]
     if model is None:
@@ -200,9 +202,25 @@ def plan(model: str | None, servers: Sequence[Server]) -> Plan:
     having = [server for server, models in lists.items() if model is not None and _has(models, model)]
     if model is None or (not having and not failures):
         raise _not_found(model, lists)
-    others = [server for server in servers if server not in having]
-    silent = [server for server in others if having or isinstance(found[server], Failure)]
-    return Plan(model, [*having, *silent])
+    silent = [server for server in servers if server not in lists]
+    lacking = [server for server in lists if having and server not in having]
+    return Plan(model, [*having, *silent, *lacking])
+
+
+def _known_or_asked(servers: Sequence[Server], model: str | None) -> dict[Server, tuple[Model, ...] | Failure]:
+    """Return what each server has or why it did not say, asking those of which nothing fresh is known.
+
+    When nobody is known to have the model, all are asked again: it may have been pulled since.
+    """
+    now = perf_counter()
+    fresh = {server: known for server in servers if (known := _known.get(server)) and now - known[0] < FRESH_SECONDS}
+    has_it = any(not isinstance(known, Failure) and _has(known, model) for _, known in fresh.values())
+    unknown = [server for server in servers if not has_it or server not in fresh]
+    if unknown:
+        asked = survey(unknown, catalogue, enough=lambda models: _has(models, model), hurried=has_it)
+        fresh.update({server: (now, outcome) for server, outcome in asked.items()})
+        _known.update(fresh)
+    return {server: fresh[server][1] for server in servers}
 
 
 def _has(models: Iterable[Model], model: str | None) -> bool:
@@ -225,10 +243,12 @@ def _not_found(model: str | None, lists: dict[Server, tuple[Model, ...]]) -> Mod
         return ModelNotFoundError(words, available=names)
     from difflib import get_close_matches
 
-    matches = get_close_matches(model, names, n=3, cutoff=0.5)
+    by_lower = {name.lower(): name for name in names}
+    matches = [by_lower[name] for name in get_close_matches(model.lower(), by_lower, n=3, cutoff=0.5)]
     hint = f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
     has = f"available: {', '.join(names)}" if names else "it has no models at all"
-    words = f"model {model!r} not found on {asked}{hint} ({has})"
+    named = " (from AICORTEX_MODEL)" if model == settings.default_model() else ""
+    words = f"model {model!r}{named} not found on {asked}{hint} ({has})"
     return ModelNotFoundError(words, model=model, available=names, matches=matches)
 
 
@@ -260,8 +280,6 @@ def list_model_servers(model: str, *, servers: Sequence[str | Server] | None = N
 
 
 def _fresh_survey(servers: Sequence[Server]) -> dict[Server, tuple[Model, ...] | Failure]:
-    for server in servers:
-        _known.pop(server, None)
     found = survey(servers, catalogue)
     if all(isinstance(outcome, Failure) for outcome in found.values()):
         each = "; ".join(f"{label}: {reason}" for label, reason in _unreachable(found).items())
@@ -326,20 +344,15 @@ def list_servers(*, servers: Sequence[str | Server] | None = None) -> FleetList[
 
 
 def _health(server: Server) -> dict[str, Any]:  # Any: JSON
+    listed = catalogue(server)
     if server.scheme == EMBEDDED:
-        from aicortex.embedded import is_available
-
-        if not is_available():
-            words = "is not installed: pip install 'aicortex[embedded]', or start Ollama"
-            raise AttemptFailed(Failure("engine", "connect", words))
-        return {"version": None, "round_trip": None, "models": 1, "loaded": []}
-    models = _ask(server, "/api/tags")
+        return {"version": None, "round_trip": None, "models": len(listed), "loaded": []}
     began = perf_counter()
     version = _version(server)
     round_trip = perf_counter() - began
     in_memory = _outcome(server, lambda server: _ask(server, "/api/ps"))  # not every server knows this path
     loaded = None if isinstance(in_memory, Failure) else [model.name for model in in_memory]
-    return {"version": version, "round_trip": round_trip, "models": len(models), "loaded": loaded}
+    return {"version": version, "round_trip": round_trip, "models": len(listed), "loaded": loaded}
 
 
 def _version(server: Server) -> str | None:

@@ -17,6 +17,7 @@ MessageDict: TypeAlias = Mapping[str, Any]  # Any: JSON of the caller's making
 Options: TypeAlias = Mapping[str, Any]  # Any: whatever the server's runner takes
 ROLES = ("system", "user", "assistant", "tool")
 THINK = (None, True, False, "low", "medium", "high")
+LONGEST_SECONDS = 1_000_000  # eleven days; the system's own timers overflow somewhere above
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 
 
@@ -122,21 +123,23 @@ def collect_options(
     return chosen
 
 
-def check_model(model: str | None, think: bool | str | None) -> None:
-    """Refuse what can be neither a model's name nor a way to think."""
+def check_model(model: str | None, think: bool | str | None, keep_alive: str | float | None) -> None:
+    """Refuse what can be neither a model's name, nor a way to think, nor a time to keep it."""
     if model is not None and (not isinstance(model, str) or not model.strip()):
         raise ValueError("model must be a model's name, such as 'llama3.2:3b'")
     if not any(think is known or (isinstance(think, str) and think == known) for known in THINK):
         raise ValueError("think must be True, False, 'low', 'medium' or 'high'")
+    if keep_alive is not None and not isinstance(keep_alive, str):
+        _number("keep_alive", keep_alive)
 
 
 def check_deadlines(limits: Deadlines) -> None:
     """Refuse deadlines that are not seconds."""
-    _number("connect_timeout", limits.connect, above=0)
-    _number("first_token_timeout", limits.first_token, above=0)
-    _number("stall_timeout", limits.stall, above=0)
+    _number("connect_timeout", limits.connect, above=0, at_most=LONGEST_SECONDS)
+    _number("first_token_timeout", limits.first_token, above=0, at_most=LONGEST_SECONDS)
+    _number("stall_timeout", limits.stall, above=0, at_most=LONGEST_SECONDS)
     if limits.total is not None:
-        _number("timeout", limits.total, above=0)
+        _number("timeout", limits.total, above=0, at_most=LONGEST_SECONDS)
 
 
 def _number(

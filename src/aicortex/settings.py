@@ -55,9 +55,12 @@ def proxy_for(server: Server) -> Server | None:
     if not url or proxy_bypass(server.netloc):
         return None
     try:
-        return Server(url if "://" in url else f"http://{url}")
+        proxy = Server(url if "://" in url else f"http://{url}")
     except ValueError as error:
         raise ValueError(f"the {server.scheme}_proxy variable: {error}") from None
+    if proxy.scheme != "http":
+        raise ValueError(f"the {server.scheme}_proxy variable: only http:// proxies are spoken to, not {proxy.label}")
+    return proxy
 
 
 def _with_key(address: str, key: str | None) -> Server:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 from aicortex._core.answer import Result
@@ -28,11 +28,9 @@ class Stream:
     def __iter__(self) -> Cursor:
         return Cursor(self)
 
-    def tokens(self) -> Iterator[str]:
-        """Yield the text of each token from the first one on."""
-        for event in self:
-            if event.type == "token" and event.content:
-                yield event.content
+    def tokens(self) -> Tokens:
+        """Return an iterator over the text of each token, from the first one on."""
+        return Tokens(self)
 
     def text(self) -> str:
         """Read to the end and return the whole text; raises as iterating does."""
@@ -111,3 +109,21 @@ class Cursor:
             raise StopIteration
         self._position = position + 1
         return self._log[position]
+
+
+class Tokens:
+    """One reader's place among the tokens of a stream; no generator, which an interrupt would end (C12)."""
+
+    __slots__ = ("_cursor",)
+
+    def __init__(self, stream: Stream) -> None:
+        self._cursor = Cursor(stream)
+
+    def __iter__(self) -> Tokens:
+        return self
+
+    def __next__(self) -> str:
+        while True:
+            event = next(self._cursor)
+            if event.type == "token":
+                return event.content or ""

@@ -209,6 +209,16 @@ def test_a_wrong_request_is_asked_once(status: int) -> None:
     assert (error.status, error.server) == (status, "http://s0:1")
 
 
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_proxys_own_refusal_is_no_fault_of_the_request(status: int) -> None:
+    """An HTML page with 400 or 413 comes from something in front of Ollama: the next server may take the request."""
+    answer = begun()
+    page = b"HTTP/1.1 %d X\r\nContent-Type: text/html\r\n\r\n<html>" % status
+    feed(answer, connect(answer), page, b"")
+    assert (answer.log[-1].meta or {})["kind"] == "bad_response"
+    assert isinstance(answer.next_step(11.0, since=11.0), Connect)
+
+
 def test_deadlines() -> None:
     """The first token has its own deadline, then each silence has one, from when the reader waits."""
     answer = begun()
@@ -216,6 +226,10 @@ def test_deadlines() -> None:
     assert answer.next_step(11.0, since=11.0) == Read(130.0)
     feed(answer, response, HEAD + line("a"), now=12.0)
     assert answer.next_step(50.0, since=50.0) == Read(80.0)
+    feed(answer, response, b"\n", now=60.0)  # a heartbeat is no chunk
+    assert answer.next_step(60.0, since=50.0) == Read(80.0)
+    feed(answer, response, line("b"), now=70.0)
+    assert answer.next_step(70.0, since=50.0) == Read(100.0)
 
 
 def test_a_stall_is_told() -> None:

@@ -102,6 +102,22 @@ def test_an_interim_response_is_not_the_response() -> None:
     assert not response.ended
 
 
+def test_an_interim_response_before_one_that_comes_in_pieces() -> None:
+    """103 Early Hints is no response, and neither is half a head behind it."""
+    response = fed(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-")
+    assert not response.started
+    assert not response.ended
+    response.take(b"Length: 2\r\n\r\nab")
+    assert (response.status, response.body, response.complete) == (200, [b"ab"], True)
+
+
+def test_a_long_body_right_behind_the_head_is_no_long_head() -> None:
+    """Only the head is bounded, wherever the first read ends."""
+    response = fed(b"HTTP/1.1 200 OK\r\n", b"Content-Length: 80000\r\n\r\n" + b"x" * 80000)
+    assert response.fault is None
+    assert response.complete
+
+
 @pytest.mark.parametrize(
     "data", [b"SSH-2.0-OpenSSH\r\n", b"\x16\x03\x01\x02", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n"]
 )

@@ -157,7 +157,8 @@ class Answer:
             return None
         if self._progress.heard is None and not _is_refusal(current.response):
             return Read(state.failover.first_token_due(current.sent))
-        return Read(state.failover.chunk_due(since))
+        heard = self._progress.heard
+        return Read(state.failover.chunk_due(since if heard is None else max(since, heard)))
 
     def connected(self, server: int, response: Response, now: float) -> None:
         """Take note that the request was sent to a server, whose reply this response will be."""

@@ -161,7 +161,7 @@ class Failover(msgspec.Struct, frozen=True):
         return since + deadlines.stall if deadlines.total is None else self._clip(since + deadlines.stall)
 
     def connect_due(self, now: float) -> float:
-        """When a connection begun now must be open and the request sent."""
+        """When a connection begun now must be open."""
         return self._clip(now + self.deadlines.connect)
 
     def _clip(self, due: float) -> float:

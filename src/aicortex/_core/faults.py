@@ -29,7 +29,7 @@ def of_status(response: Response) -> Failure:
 
 
 def _kind(status: int, said: str | None) -> str:
-    if status in REJECTED:
+    if status in REJECTED and said is not None:
         return "rejected"
     if status in DENIED:
         return "denied"

@@ -33,7 +33,7 @@ class Response:
     `eof`.
     """
 
-    __slots__ = ("_parser", "body", "eof", "fault", "feed", "head_bytes", "headers", "heads", "tails")
+    __slots__ = ("_begun", "_parser", "body", "eof", "fault", "feed", "head_bytes", "headers", "heads", "tails")
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
@@ -42,8 +42,10 @@ class Response:
         self.eof = False
         self.head_bytes = 0
         self.heads: list[bool] = []
+        self._begun: list[bool] = []
         self.tails: list[bool] = []
         sinks = SimpleNamespace(
+            on_message_begin=partial(self._begun.append, True),
             on_header=self.headers.__setitem__,
             on_headers_complete=partial(self.heads.append, True),
             on_body=self.body.append,
@@ -61,13 +63,13 @@ class Response:
             self.feed(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self.refuse(error)
-        self.count_head(data)
+        self.count_head(len(data))
 
-    def count_head(self, data: bytes) -> None:
+    def count_head(self, size: int) -> None:
         """Bound the head of the response."""
-        if not self.heads:
-            self.head_bytes += len(data)
-            if self.head_bytes > MAX_HEAD_BYTES:
+        if size:
+            self.head_bytes += size
+            if self.head_bytes > MAX_HEAD_BYTES and not self.heads:
                 self.fault = f"the response's head is longer than {MAX_HEAD_BYTES // 1024} KB"
 
     def refuse(self, error: Exception) -> None:
@@ -77,7 +79,7 @@ class Response:
     @property
     def started(self) -> bool:
         """Whether a final status and all headers are here (100-continue and its kin do not count)."""
-        return bool(self.heads) and self.status >= 200
+        return bool(self.heads) and len(self._begun) <= len(self.heads) and self.status >= 200
 
     @property
     def status(self) -> int:

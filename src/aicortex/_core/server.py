@@ -47,16 +47,21 @@ class Server:
         ca_file: str | None = None,
         client_cert: str | None = None,
     ) -> None:
+        if not isinstance(url, str):
+            raise ValueError(f"a server's address must be text, not {type(url).__name__}")
         scheme, userinfo, self.host, self.port, self.path = parse_address(url)
         self.scheme = scheme
         self.verify = verify
         self.ca_file = ca_file
         self.client_cert = client_cert
         sent = dict(headers or {})
-        if userinfo:
-            sent.setdefault("Authorization", f"Basic {_base64(_unquoted(userinfo))}")
+        own = {name.lower() for name in sent}
         if api_key:
+            _check_header("api_key", api_key)
+            sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
             sent["Authorization"] = f"Bearer {api_key}"
+        elif userinfo and "authorization" not in own:
+            sent["Authorization"] = f"Basic {_base64(_unquoted(userinfo))}"
         for name, value in sent.items():
             _check_header(name, value)
         self.headers = tuple(sent.items())
@@ -74,7 +79,8 @@ class Server:
     @property
     def is_loopback(self) -> bool:
         """Whether the server is on this machine."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        digits = self.host.replace(".", "")
+        return self.host in ("localhost", "::1") or (self.host.startswith("127.") and digits.isdigit())
 
     def redact(self, text: str) -> str:
         """Return the text without this server's secrets, which a server may echo in its errors."""
@@ -104,8 +110,10 @@ def parse_address(text: str) -> tuple[str, str, str, int, str]:
     netloc, slash, path = rest.partition("/")
     userinfo, _, hostport = netloc.rpartition("@")
     host, port = _split_port(hostport, _shown(address))
-    if not _is_clean(host + path) or "?" in rest or "#" in rest:
+    if not _is_clean(host + path) or not path.isascii() or "?" in rest or "#" in rest:
         raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}, without spaces or a query")
+    if separator and not host:
+        raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}")
     host = WILDCARDS.get(host, host)
     if not host.isascii():
         host = host.encode("idna").decode()
@@ -116,10 +124,14 @@ def parse_address(text: str) -> tuple[str, str, str, int, str]:
 def _split_port(hostport: str, shown: str) -> tuple[str, int | None]:
     """Split `host:port`; an IPv6 literal may stand with or without its brackets."""
     if hostport.startswith("["):
-        host, _, tail = hostport[1:].partition("]")
+        host, bracket, tail = hostport[1:].partition("]")
         port = tail.removeprefix(":")
+        if not bracket or ":" not in host:
+            raise ValueError(f"{shown!r} has no valid IPv6 address: write it as [::1] or [::1]:11434")
     elif hostport.count(":") > 1:
         host, port = hostport, ""
+        if not set(host) <= set("0123456789abcdefABCDEF:.%"):
+            raise ValueError(f"{shown!r} is no server address: {SPELLINGS}")
     else:
         host, _, port = hostport.partition(":")
     if not port:
@@ -135,9 +147,9 @@ def _is_clean(text: str) -> bool:
 
 def _shown(address: str) -> str:
     """Return an address without its user info, for errors."""
-    scheme, separator, rest = address.rpartition("://")
-    netloc, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{netloc.rpartition('@')[2]}{slash}{path}"
+    userinfo, at, rest = address.rpartition("@")
+    scheme, separator, _ = userinfo.partition("://")
+    return f"{scheme}{separator}…@{rest}" if at and separator else rest
 
 
 def _unquoted(userinfo: str) -> str:
@@ -156,8 +168,10 @@ def _check_header(name: str, value: str) -> None:
     token = name.replace("-", "").replace("_", "")
     if not (token.isascii() and token.isalnum()):
         raise ValueError(f"{name!r} is no HTTP header name")
+    if name.lower() in ("host", "content-length", "transfer-encoding", "connection"):
+        raise ValueError(f"the header {name} is the connection's own and cannot be set")
     if not value.isprintable() or not value.isascii():
-        raise ValueError(f"the value of the header {name} has characters that HTTP does not allow")
+        raise ValueError(f"the value of {name} has characters that HTTP does not allow")
 
 
 def _secrets_of(userinfo: str, api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:

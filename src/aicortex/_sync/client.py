@@ -7,13 +7,14 @@ from _thread import allocate_lock  # `threading` takes 1 ms to import and is not
 from collections.abc import Callable, Sequence
 from time import perf_counter, time
 
+from aicortex._core import faults
 from aicortex._core.answer import Answer, Read
 from aicortex._core.failover import AttemptFailed, Connect, Deadlines, Failure, Wait
 from aicortex._core.http import Response
+from aicortex._core.ollama import MAX_LINE_BYTES
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.connection import CONNECT, Connection
 
-STALE_SECONDS = 1.0  # no server closes a kept connection sooner
 IDLE_PER_SERVER = 8  # connections kept open for the next request
 
 
@@ -21,15 +22,18 @@ class Pool:
     """Idle connections, newest first."""
 
     def __init__(self) -> None:
-        self._idle: dict[Server, list[tuple[float, Connection]]] = {}
+        self._idle: dict[Server, list[Connection]] = {}
 
     def acquire(self, server: Server, *, due: float, fresh: bool = False) -> Connection:
         """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
         idle = self._idle.setdefault(server, [])
         while idle and not fresh:
-            since, connection = idle.pop()
+            try:
+                connection = idle.pop()
+            except IndexError:  # another thread was faster
+                break
             if connection.is_ready():
-                connection.idle = perf_counter() - since
+                connection.reused = True
                 return connection
             connection.close()
         return Connection(server, due=due)
@@ -37,16 +41,17 @@ class Pool:
     def release(self, server: Server, connection: Connection) -> None:
         """Keep a connection whose response is over, or close it."""
         idle = self._idle.setdefault(server, [])
-        if len(idle) < IDLE_PER_SERVER:
-            idle.append((perf_counter(), connection))
+        if len(idle) < IDLE_PER_SERVER and connection.may_be_kept():
+            idle.append(connection)
         else:
             connection.close()
 
     def clear(self) -> None:
         """Close every idle connection."""
-        for idle in self._idle.values():
-            while idle:
-                idle.pop()[1].close()
+        for idle in list(self._idle.values()):
+            for connection in idle:
+                connection.close()
+            idle.clear()
 
 
 POOL = Pool()
@@ -80,9 +85,9 @@ def reach(server: Server, due: Callable[[], float], *, fresh: bool = False) -> t
     except AttemptFailed:
         if server.scheme != EMBEDDED:
             raise
-    from aicortex.embedded import stop
+    from aicortex.embedded import discard
 
-    stop()
+    discard(place.port)
     place = located(server)
     return place, POOL.acquire(place, due=due())
 
@@ -93,13 +98,21 @@ def call(server: Server, method: str, path: str, body: bytes = b"", *, due: floa
     try:
         response = connection.send(method, path, place, body, due=due)
         while not response.ended:
-            connection.receive(due - perf_counter())
+            left = due - perf_counter()
+            if left <= 0:
+                raise TimeoutError
+            connection.receive(left)
+            if sum(map(len, response.body)) > MAX_LINE_BYTES:
+                raise AttemptFailed(Failure("bad_response", "reply", "the reply is longer than 8 MB"))
     except TimeoutError:
         connection.close()
         raise AttemptFailed(Failure("stalled", "reply", "did not answer in time")) from None
     except BaseException:
         connection.close()
         raise
+    if response.fault is not None or not response.started:
+        connection.close()
+        raise AttemptFailed(faults.of_end(response, phase="reply"))
     POOL.release(place, connection)
     return response
 
@@ -120,6 +133,7 @@ class Exchange:
         self._lock = allocate_lock()
         self._place: Server | None = None  # where the connection leads to
         self._number = 0
+        self._pid = os.getpid()
         self._connection: Connection | None = None
         self._stale: set[int] = set()  # servers whose kept connection broke: the next one is new
         self._is_fed = False  # whether the response may hold what the answer was not yet told
@@ -143,7 +157,7 @@ class Exchange:
         answer = self.answer
         log = answer.log
         with self._lock:
-            while answer.steady and len(log) <= position and not self._is_cancelled:
+            if answer.steady and len(log) <= position and not self._is_cancelled:
                 self._read(self._stall)
             if len(log) <= position:
                 self._advance(reading=True)
@@ -153,16 +167,24 @@ class Exchange:
 
     def cancel(self) -> None:
         """End the answer from any thread, or from a signal handler; wakes whoever reads."""
+        connection = self._connection
+        if self._pid != os.getpid():  # a forked child's copy: the answer is the parent's
+            if connection is not None:
+                connection.close()
+            return
         if not self._is_cancelled:
             self._is_cancelled = True
             self._pause.release()
         connection = self._connection
         if connection is not None:
             connection.wake()
-        if self._lock.acquire(blocking=False):
-            try:
+        held: list[bool] = []
+        try:
+            held.extend(map(self._lock.acquire, (False,)))  # no interrupt falls between taking it and knowing it
+            if held[0]:
                 self._advance(reading=False)
-            finally:
+        finally:
+            if held and held[0]:
                 self._lock.release()
 
     def _advance(self, *, reading: bool) -> None:
@@ -170,13 +192,18 @@ class Exchange:
         answer = self.answer
         log = answer.log
         known = len(log)
+        late = False
         since = now = perf_counter()
         while not (reading and len(log) > known):
             if self._is_cancelled:
                 answer.cancel()
             step = answer.next_step(now, since=since)
             if isinstance(step, Read) and reading:
-                self._read(step.until - now)
+                if answer.failover.is_late(now) or (late and step.until <= now):
+                    answer.timed_out(now)
+                else:
+                    late = step.until <= now  # what has come is still taken, once
+                    self._read(step.until - now)
             elif isinstance(step, Connect):
                 self._connect(step.server)
             elif isinstance(step, Wait) and reading:
@@ -188,6 +215,8 @@ class Exchange:
 
     def _settle(self) -> None:
         """Let go of the connection when no attempt is under way."""
+        if self._is_cancelled:
+            self.answer.cancel()
         if not self.answer.is_reading:
             self._let_go()
 
@@ -202,6 +231,8 @@ class Exchange:
                 server, lambda: answer.failover.connect_due(perf_counter()), fresh=number in self._stale
             )
             self._place, self._number, self._connection = place, number, connection
+            if self._is_cancelled:
+                return
             due = answer.failover.first_token_due(perf_counter())
             response = connection.send("POST", self._path, place, self._body, due=due)
         except AttemptFailed as error:
@@ -249,14 +280,15 @@ class Exchange:
         """
         if connection.response.head_bytes or self._number in self._stale:
             return False
-        return connection.idle > STALE_SECONDS or self._servers[self._number].scheme == EMBEDDED
+        return connection.reused or self._servers[self._number].scheme == EMBEDDED
 
     def _let_go(self) -> None:
         """Give a finished connection back, or close an unfinished one, which makes the server stop generating."""
         connection, self._connection = self._connection, None
         if connection is None or self._place is None:
             return
-        if self.answer.is_whole:
+        if self.answer.is_whole and not self._is_cancelled:  # cancel() may be about to shut it down
+            connection.response.body.clear()
             POOL.release(self._place, connection)
         else:
             connection.close()

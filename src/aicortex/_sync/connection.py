@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import ssl
 
 READ_SIZE = (65536,)  # bytes of one read, as the sequence that map() walks over
+RECORD_SIZE = 16384  # bytes of the longest TLS record
 FIRST = (0,)
 CONNECT = "connect"
 SEND = "send"
@@ -38,20 +39,17 @@ class Connection:
     response by C functions alone, so they are either still in the kernel, in the inbox, or parsed.
     """
 
-    __slots__ = ("_inbox", "_read", "_request", "_socket", "_timeout", "idle", "response")
+    __slots__ = ("_inbox", "_is_tls", "_read", "_request", "_socket", "_timeout", "response", "reused")
 
     def __init__(self, server: Server, *, due: float) -> None:
         """Connect by the time `due` (of `perf_counter`); raises AttemptFailed."""
         self.response = Response()
-        self.idle = 0.0  # for how many seconds the connection was kept before this request
-        self._inbox: list[bytes] = []
+        self.reused = False  # whether the connection was kept from another request
+        self._inbox: list[bytes | bytearray] = []
         self._timeout = 0.0
         self._socket, self._request = _connect(server, due)
-        read: Callable[[int], bytes] = self._socket.recv
-        if server.scheme == "https":
-            # SSLSocket.recv is Python code, in which an interrupt would lose what was read; this C method is not.
-            read = self._socket._sslobj.read  # type: ignore[attr-defined]
-        self._read = read
+        self._read: Callable[[int], bytes] = self._socket.recv
+        self._is_tls = server.scheme == "https"
 
     def send(self, method: str, path: str, server: Server, body: bytes = b"", *, due: float) -> Response:
         """Send a request and return its response, to be filled by `receive`; raises AttemptFailed."""
@@ -74,11 +72,14 @@ class Connection:
     def receive(self, seconds: float) -> None:
         """Read once and feed the response, or raise TimeoutError; raises AttemptFailed when the connection breaks."""
         inbox = self._inbox
-        if not inbox:
+        if not inbox or self._is_tls:
             if seconds != self._timeout:
                 self._wait_at_most(seconds)
             try:
-                inbox.extend(map(self._read, READ_SIZE))
+                if self._is_tls:
+                    self._read_tls(inbox)
+                else:
+                    inbox.extend(map(self._read, READ_SIZE))
             except TimeoutError:
                 raise
             except OSError as error:
@@ -88,12 +89,27 @@ class Connection:
         if not inbox[0]:
             response.eof = True
             return
-        if not response.heads:
-            response.count_head(inbox[0])
+        size = 0 if response.heads else len(inbox[0])
         try:
             exhaust(map(response.feed, map(inbox.pop, FIRST)))
         except (HttpParserError, HttpParserUpgrade) as error:
             response.refuse(error)
+        response.count_head(size)
+
+    def _read_tls(self, inbox: list[bytes | bytearray]) -> None:
+        """Read one TLS record into a buffer of zeros, which outlives an interrupt.
+
+        Python's TLS looks for signals after it has read, and then drops the count but not the bytes. Whatever way the
+        call ends, the bytes are in the buffer; neither HTTP nor JSON ends in a zero, so they can be told apart.
+        """
+        if not inbox:
+            inbox.append(bytearray(RECORD_SIZE))
+        buffer = inbox[0]
+        if buffer[:1] != b"\0":
+            inbox[0] = buffer.rstrip(b"\0")
+            return
+        count = self._socket._sslobj.read(RECORD_SIZE, buffer)  # type: ignore[attr-defined]
+        inbox[0] = buffer[:count]
 
     def _end(self, error: OSError) -> None:
         if _is_tls_error(error) and "EOF" in str(error).upper():
@@ -109,12 +125,17 @@ class Connection:
     def is_ready(self) -> bool:
         """Whether another request may be sent: the last response is whole and the server has not hung up."""
         try:
-            while not self.response.complete and not self.response.ended:
+            if not self.response.ended:
                 self.receive(0.001)
             quiet = not select.select([self._socket], [], [], 0)[0]
         except (AttemptFailed, OSError, ValueError):
             return False
         return quiet and self.response.reusable
+
+    def may_be_kept(self) -> bool:
+        """Whether the server may take another request once the end of this response has come."""
+        response = self.response
+        return not response.eof and response.fault is None and "close" not in response.header("connection").lower()
 
     def wake(self) -> None:
         """Make a `receive` in another thread return at once; the connection is of no use afterwards."""
@@ -182,6 +203,9 @@ def _tunnel(found: socket.socket, proxy: Server, server: Server, due: float) -> 
         found.settimeout(max(due - perf_counter(), 0.001))
         found.sendall(request)
         while not head.endswith(b"\r\n\r\n") and len(head) < 65536:
+            found.settimeout(max(due - perf_counter(), 0.001))
+            if perf_counter() > due:
+                raise TimeoutError
             byte = found.recv(1)  # one at a time: what follows the head belongs to TLS
             if not byte:
                 break

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aicortex._core.answer import Result as Result
     from aicortex._core.failover import Attempt as Attempt
+    from aicortex._core.result import Result as Result
     from aicortex._core.server import Server as Server
     from aicortex.ask import chat as chat
     from aicortex.errors import AICortexError as AICortexError
@@ -39,7 +39,7 @@ _HOMES = {
     "EmbeddedEngineError": "errors",
     "ModelNotFoundError": "errors",
     "RequestRejectedError": "errors",
-    "Result": "_core.answer",
+    "Result": "_core.result",
     "Server": "_core.server",
     "Stream": "stream",
     "StreamCancelledError": "errors",

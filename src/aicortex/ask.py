@@ -79,7 +79,8 @@ def chat(
     A server that fails before anything was delivered is followed by the next one.
 
     Deadlines are seconds: `connect_timeout` for a connection, `first_token_timeout` for the first token (a short one
-    aborts the loading of a model), `stall_timeout` for silence between chunks, `timeout` for the whole answer.
+    aborts the loading of a model), `stall_timeout` for silence between chunks, `timeout` for the whole answer. Asking
+    the servers which models they have (2 s at most) and starting the embedded engine do not count.
 
     Raises ValueError or TypeError for wrong arguments, and ModelNotFoundError (a ValueError, with close matches) when
     no server has the model. What servers do wrong shows in the stream: see `Stream`. Without `stream=True` it is

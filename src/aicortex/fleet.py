@@ -108,11 +108,10 @@ def catalogue(server: Server) -> tuple[Model, ...]:
     """Return the models a server says it has; raises AttemptFailed."""
     if server.scheme != EMBEDDED:
         return _ask(server, "/api/tags")
-    from aicortex.embedded import is_available, model_name
+    from aicortex.embedded import NOT_INSTALLED, is_available, model_name
 
     if not is_available():
-        words = "the embedded engine is not installed: pip install 'aicortex[embedded]', or start Ollama"
-        raise AttemptFailed(Failure("engine", "connect", words))
+        raise AttemptFailed(Failure("engine", "connect", NOT_INSTALLED))
     return (Model(model_name()),)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-from aicortex._core.answer import Result
+from aicortex._core.result import Result
 from aicortex._sync.client import Exchange
 from aicortex.events import StreamEvent
 

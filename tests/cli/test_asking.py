@@ -156,6 +156,14 @@ def test_limit_is_told(server: FakeServer) -> None:
     assert ended == Ended(0, "one two\n", "aicortex: the answer ends at its limit of 2 tokens\n")
 
 
+def test_one_token_is_not_tokens(server: FakeServer) -> None:
+    """A single token is told in the singular."""
+    server.script(Answer("one", done_reason="length"))
+    ended = run("chat", "Hi", "--server", server.url, "--max-tokens", "1", "--stats")
+    assert "aicortex: the answer ends at its limit of 1 token\n" in ended.err
+    assert ", 1 token in " in ended.err
+
+
 def test_local_server_that_does_not_answer() -> None:
     """A named local server that is not there is told in one line, not as Python's warning."""
     ended = run("chat", "Hi", "--model", "nobody-has-this", OLLAMA_HOST=DEAD)

@@ -6,6 +6,8 @@ import resource
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from aicortex.testing import (
     Answer,
     FakeServer,
@@ -59,15 +61,41 @@ def test_full_disk(server: FakeServer, tmp_path: Path) -> None:
     assert process.stderr == b"aicortex: error: input or output failed: File too large\n"
 
 
-def test_closed_streams(server: FakeServer) -> None:
-    """A process without stdin and stdout (`<&- >&-`) still asks and ends with status 0."""
-    command = 'exec "$@" <&- >&-'
+@pytest.mark.parametrize("buffering", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_help_that_cannot_be_written(buffering: dict[str, str]) -> None:
+    """The help is an output like any other: where it cannot be written, the status is 1."""
     process = subprocess.run(
-        ["sh", "-c", command, "sh", *COMMAND, "chat", "Hi", "--server", server.url],
+        ["sh", "-c", 'exec "$@" >/dev/full', "sh", *COMMAND, "--help"],
+        stderr=subprocess.PIPE,
+        env=environment(**buffering),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert process.stderr == b"aicortex: error: input or output failed: No space left on device\n"
+
+
+def test_closed_output(server: FakeServer) -> None:
+    """A process without stdout (`>&-`) asks nothing and ends with an error and status 1."""
+    process = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&-', "sh", *COMMAND, "chat", "Hi", "--server", server.url],
         stderr=subprocess.PIPE,
         env=environment(),
         timeout=PATIENCE,
         check=False,
     )
-    assert (process.returncode, process.stderr) == (0, b"")
+    assert (process.returncode, process.stderr) == (1, b"aicortex: error: standard output is closed\n")
+    assert server.requests == []
+
+
+def test_closed_input_and_notes(server: FakeServer) -> None:
+    """A process without stdin and stderr (`<&- 2>&-`) still answers."""
+    process = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *COMMAND, "chat", "Hi", "--server", server.url],
+        stdout=subprocess.PIPE,
+        env=environment(),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (0, b"Black holes form when stars die.\n")
     assert last_message(server) == "Hi"

@@ -120,6 +120,7 @@ def test_model(server: FakeServer) -> None:
         say(terminal, "/model qwen3", "did you mean 'qwen3:8b'?")
         say(terminal, "How?", ANSWER)
         assert server.requests[-1].model == "llama3.2:3b"
+        say(terminal, "/model QWEN3:8B", "did you mean 'qwen3:8b'?")
         say(terminal, "/model qwen3:8b", "qwen3:8b answers from now on.")
         say(terminal, "How?", ANSWER)
         assert server.requests[-1].model == "qwen3:8b"
@@ -167,6 +168,31 @@ def test_save_as_markdown(server: FakeServer, tmp_path: Path) -> None:
     assert path.read_text("utf-8") == f"{title}\n\n## User\n\nHow?\n\n## Assistant\n\n{ANSWER}\n"
 
 
+def test_save_does_not_swallow_what_was_pasted(server: FakeServer, tmp_path: Path) -> None:
+    """A line that neither allows nor forbids to overwrite writes nothing, and is the next input."""
+    path = tmp_path / "talk.md"
+    path.write_text("precious", "utf-8")
+    with talk(server, folder=tmp_path) as terminal:
+        say(terminal, "How?", ANSWER)
+        terminal.type("/save talk.md\rWhy?\r")
+        terminal.wait_for("Nothing was written.")
+        terminal.wait_for(ANSWER, count=2)
+        terminal.wait_for(">>>", count=3)
+        assert path.read_text("utf-8") == "precious"
+        terminal.type("/save talk.md\r/quit\r")
+        assert terminal.end() == 0
+    assert messages(server)[-1]["content"] == "Why?"
+
+
+def test_greeting_on_a_narrow_terminal(server: FakeServer) -> None:
+    """The greeting is broken between words."""
+    with Terminal("chat", "--server", server.url, columns=42) as terminal:
+        terminal.wait_for(">>>")
+        greeting = terminal.text().partition(">>>")[0].splitlines()
+    assert len(greeting) == 2
+    assert " ".join(map(str.strip, greeting)).endswith("/help shows the commands, Ctrl-D leaves.")
+
+
 def test_save_that_cannot_be(server: FakeServer) -> None:
     """Without a name, a conversation or a folder `/save` says what is wrong and the conversation goes on."""
     with talk(server) as terminal:
@@ -180,7 +206,7 @@ def test_no_model_to_talk_with(server: FakeServer) -> None:
     """A conversation without a server or without the model does not begin: status 1."""
     with Terminal("chat", "--server", "127.0.0.1:1") as terminal:
         assert terminal.end() == 1
-        assert "error: All servers failed: " in terminal.text()
+        assert "error: All servers failed: http://127.0.0.1:1: refused" in " ".join(terminal.text().split())
     with Terminal("chat", "--server", server.url, "--model", "other") as terminal:
         assert terminal.end() == 1
         assert "error: model 'other' not found" in terminal.text()
@@ -190,4 +216,4 @@ def test_json_has_no_conversation(server: FakeServer) -> None:
     """`--json` needs a prompt, on a terminal too."""
     with Terminal("chat", "--json", "--server", server.url) as terminal:
         assert terminal.end() == 2
-        assert "nothing is asked" in terminal.text()
+        assert "error: a conversation has no JSON: give a prompt" in terminal.text()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import aicortex
+from aicortex.cli.parser import parse_arguments
 from cli.running import Ended, run
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -45,12 +46,51 @@ def test_version() -> None:
     assert run("--version") == Ended(0, f"aicortex {aicortex.__version__}\n", "")
 
 
+def test_nothing_prints_the_help() -> None:
+    """`aicortex` alone is a usage error that shows the whole help."""
+    ended = run(COLUMNS="80")
+    assert ended == Ended(2, "", run("--help", COLUMNS="80").out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [([], "required: COMMAND"), (["talk"], "invalid choice: 'talk'"), (["--verbose", "chat"], "--verbose")],
+    [
+        (["hi"], "there is no command 'hi'; did you mean: aicortex chat \"hi\"?"),
+        (["Why", "blue?", "--seed", "1"], 'did you mean: aicortex chat "Why blue?"?'),
+        (["in $"], "did you mean: aicortex chat 'in $'?"),
+        (["word " * 99], 'word ..."?'),
+        (["modles"], "did you mean: aicortex models?"),
+        (["--verbose", "chat"], "unrecognized arguments: --verbose; did you mean --version?"),
+    ],
 )
-def test_no_such_command(arguments: list[str], words: str) -> None:
-    """A missing or unknown command is a usage error."""
-    ended = run(*arguments)
-    assert (ended.status, ended.out) == (2, "")
-    assert words in ended.err
+def test_no_such_command(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown command is a usage error that says what was probably meant."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments(arguments)
+    said = capsys.readouterr().err
+    assert said.startswith("usage: aicortex [--help] [--version] COMMAND ...\naicortex: error: ")
+    assert said.endswith(words + "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chat", "--modle", "x", "hi"], "unrecognized arguments: --modle; did you mean --model?"),
+        (["chat", "hi", "--sede=3", "--timout"], "--sede=3 --timout; did you mean --seed and --timeout?"),
+        (["chat", "hi", "--colour"], "unrecognized arguments: --colour"),
+        (["models", "llama"], "unrecognized arguments: llama"),
+    ],
+)
+def test_no_such_option(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown option is told with the usage of its command, and with the option that looks like it."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments(arguments)
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: aicortex {arguments[0]} [options]")
+    assert said.endswith(words + "\n")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from aicortex._core.answer import Answer, Read, Result
+from aicortex._core.answer import Answer, Read
 from aicortex._core.failover import Connect, Deadlines, Wait
 from aicortex._core.http import Response
+from aicortex._core.result import Result
 from aicortex._core.server import Server
 from aicortex.errors import (
     AllServersFailedError,

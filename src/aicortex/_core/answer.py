@@ -24,17 +24,11 @@ from aicortex._core import faults
 from aicortex._core.failover import Attempt, Connect, Deadlines, Failover, Failure, GiveUp, Wait
 from aicortex._core.http import Response
 from aicortex._core.ollama import Chunk, Lines, Message, decode_lines, decode_rest, error_text
+from aicortex._core.result import Result, error_of, result_of, text_of
 from aicortex._core.server import Server
-from aicortex.errors import (
-    AICortexError,
-    AllServersFailedError,
-    RequestRejectedError,
-    StreamCancelledError,
-    StreamInterruptedError,
-)
+from aicortex.errors import AICortexError, StreamCancelledError
 from aicortex.events import StreamEvent
 
-SECOND_NS = 1e9
 RELEASED_PIECES = 1024  # decoded pieces of a body that may wait to be dropped
 
 
@@ -42,24 +36,6 @@ class Read(msgspec.Struct, frozen=True):
     """Feed bytes to the response that is under way; they are due by this time."""
 
     until: float
-
-
-class Result(msgspec.Struct, frozen=True):
-    """A whole answer.
-
-    `usage` counts `prompt_tokens` and `completion_tokens`. `timings` are seconds: `first_token` and `total` as the
-    reader saw them, `load`, `prompt` and `generation` as the server says, and `tokens_per_second` of the generation.
-    `finish_reason` is "stop" or "length". `attempts` lists every try, the successful one last.
-    """
-
-    text: str
-    thinking: str
-    finish_reason: str
-    usage: dict[str, int]
-    timings: dict[str, float]
-    model: str
-    server: str
-    attempts: tuple[Attempt, ...]
 
 
 class Try(msgspec.Struct, frozen=True):
@@ -153,7 +129,7 @@ class Answer:
             step = state.failover.next_step(now, delivered=self._progress.shown)
             if not isinstance(step, GiveUp):
                 return step
-            self._commit([], msgspec.structs.replace(state, outcome=self._final_error(state)), self._progress)
+            self._commit([], msgspec.structs.replace(state, outcome=error_of(state.attempts)), self._progress)
             return None
         if self._progress.heard is None and not _is_refusal(current.response):
             return Read(state.failover.first_token_due(current.sent))
@@ -254,38 +230,14 @@ class Answer:
         """End the answer: the server said that it is done."""
         state = self._state
         seen = [*self.log, *events]
-        text = _text_of(seen)
-        done = Attempt(
-            self._servers[current.server].label,
-            "ok",
-            faults.STREAM,
-            "",
-            len(text),
-            False,
-            now - state.began,
-            200,
-        )
-        first = next((event.timestamp for event in seen if event.type == "token"), None)
-        result = Result(
-            text=text,
-            thinking="".join([event.content or "" for event in seen if _is_thinking(event)]),
-            finish_reason=final.done_reason or "stop",
-            usage={"prompt_tokens": final.prompt_eval_count, "completion_tokens": final.eval_count},
-            timings=_timings(final, first=first, start=seen[0].timestamp, end=now + self._zero),
-            model=self._model,
-            server=done.server,
-            attempts=(*state.attempts, done),
-        )
-        stats: dict[str, Any] = {"kind": "stats", "server": done.server, "usage": result.usage}  # Any: JSON
-        stats["timings"] = result.timings
-        meta = {
-            "finish_reason": result.finish_reason,
-            "usage": result.usage,
-            "timings": result.timings,
-            "model": result.model,
-            "server": result.server,
-            "attempts": [msgspec.structs.asdict(attempt) for attempt in result.attempts],
-        }
+        text = text_of(seen)
+        label, seconds = self._servers[current.server].label, now - state.began
+        done = Attempt(label, "ok", faults.STREAM, "", len(text), False, seconds, 200)
+        attempts = (*state.attempts, done)
+        result = result_of(seen, text, final, model=self._model, attempts=attempts, end=now + self._zero)
+        stats = {"kind": "stats", "server": label, "usage": result.usage, "timings": result.timings}
+        meta = {name: getattr(result, name) for name in ("finish_reason", "usage", "timings", "model", "server")}
+        meta["attempts"] = [msgspec.structs.asdict(attempt) for attempt in attempts]
         events += [self._event("meta", now, "", stats), self._event("end", now, "", meta)]
         self._commit(events, msgspec.structs.replace(state, current=None, outcome=result), progress)
 
@@ -316,7 +268,7 @@ class Answer:
         state = self._state
         failover = state.failover.record(server, failure, now)
         will_retry = not isinstance(failover.next_step(now, delivered=progress.shown), GiveUp)
-        text = _text_of([*self.log, *events])
+        text = text_of([*self.log, *events])
         attempt = Attempt(
             server=self._servers[server].label,
             kind=failure.kind,
@@ -333,35 +285,16 @@ class Answer:
         events.append(self._event("error", now, f"{attempt.server}: {attempt.message}", meta))
         after = State(failover, now, None, (*state.attempts, attempt))
         if not will_retry:
-            error = self._final_error(after, text, shown=progress.shown)
+            error = error_of(after.attempts, text, shown=progress.shown)
             after = msgspec.structs.replace(after, outcome=error)
         self._commit(events, after, progress)
-
-    def _final_error(self, state: State, partial: str = "", *, shown: bool = False) -> AICortexError:
-        """Return the error that ends an answer which no server will finish."""
-        if not state.attempts:
-            return AllServersFailedError("All servers failed: the time was up before any could be asked")
-        last = state.attempts[-1]
-        where = f"{last.server} ({last.phase}): {last.message}"
-        if last.kind == "rejected":
-            return RequestRejectedError(
-                f"the request was refused by {where}",
-                server=last.server,
-                status=last.status,
-                partial=partial,
-            )
-        if shown:
-            words = f"Stream interrupted after {last.delivered} characters by {where}"
-            return StreamInterruptedError(words, attempts=state.attempts, partial=partial)
-        each = "; ".join(f"{a.server} ({a.phase}): {a.message}" for a in _latest(state.attempts))
-        return AllServersFailedError(f"All servers failed: {each}", attempts=state.attempts)
 
     def cancel(self) -> None:
         """End the answer because its reader wants no more of it; without effect when it is over."""
         self._recover()
         self.steady = False
         if self._state.outcome is None:
-            partial = _text_of(self.log)
+            partial = text_of(self.log)
             words = f"the stream was cancelled after {len(partial)} characters"
             error = StreamCancelledError(words, partial=partial)
             self._commit([], msgspec.structs.replace(self._state, current=None, outcome=error), self._progress)
@@ -390,29 +323,3 @@ class Answer:
 
 def _is_refusal(response: Response) -> bool:
     return response.started and response.status != 200
-
-
-def _is_thinking(event: StreamEvent) -> bool:
-    return event.type == "meta" and event.meta is not None and event.meta["kind"] == "thinking"
-
-
-def _text_of(events: list[StreamEvent]) -> str:
-    return "".join([event.content or "" for event in events if event.type == "token"])
-
-
-def _latest(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Return the last attempt at each server: a busy one was asked several times."""
-    return list({attempt.server: attempt for attempt in attempts}.values())
-
-
-def _timings(final: Chunk, *, first: float | None, start: float | None, end: float) -> dict[str, float]:
-    start = start or end
-    seconds = final.eval_duration / SECOND_NS
-    return {
-        "first_token": (first or end) - start,
-        "total": end - start,
-        "load": final.load_duration / SECOND_NS,
-        "prompt": final.prompt_eval_duration / SECOND_NS,
-        "generation": seconds,
-        "tokens_per_second": final.eval_count / seconds if seconds else 0.0,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from _thread import allocate_lock  # `threading` takes 1 ms to import and is not needed for this
 from collections.abc import Callable, Sequence
 from time import perf_counter, time
@@ -13,7 +14,7 @@ from aicortex._core.failover import AttemptFailed, Connect, Deadlines, Failure, 
 from aicortex._core.http import Response
 from aicortex._core.ollama import MAX_LINE_BYTES
 from aicortex._core.server import EMBEDDED, Server
-from aicortex._sync.connection import CONNECT, Connection
+from aicortex._sync.connection import CONNECT, Connection, end_waits
 
 IDLE_PER_SERVER = 8  # connections kept open for the next request
 
@@ -24,7 +25,7 @@ class Pool:
     def __init__(self) -> None:
         self._idle: dict[Server, list[Connection]] = {}
 
-    def acquire(self, server: Server, *, due: float, fresh: bool = False) -> Connection:
+    def acquire(self, server: Server, *, due: float, opening: list[socket.socket], fresh: bool = False) -> Connection:
         """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
         idle = self._idle.setdefault(server, [])
         while idle and not fresh:
@@ -36,7 +37,7 @@ class Pool:
                 connection.reused = True
                 return connection
             connection.close()
-        return Connection(server, due=due)
+        return Connection(server, due=due, opening=opening)
 
     def release(self, server: Server, connection: Connection) -> None:
         """Keep a connection whose response is over, or close it."""
@@ -73,7 +74,9 @@ def located(server: Server) -> Server:
     return Server(f"{host}:{port}")
 
 
-def reach(server: Server, due: Callable[[], float], *, fresh: bool = False) -> tuple[Server, Connection]:
+def reach(
+    server: Server, due: Callable[[], float], *, opening: list[socket.socket], fresh: bool = False
+) -> tuple[Server, Connection]:
     """Return where a server is and a connection to it; raises AttemptFailed.
 
     `due` is asked once it is known where the server is: the embedded engine takes its time to start. An engine that
@@ -81,7 +84,7 @@ def reach(server: Server, due: Callable[[], float], *, fresh: bool = False) -> t
     """
     place = located(server)
     try:
-        return place, POOL.acquire(place, due=due(), fresh=fresh)
+        return place, POOL.acquire(place, due=due(), opening=opening, fresh=fresh)
     except AttemptFailed:
         if server.scheme != EMBEDDED:
             raise
@@ -89,12 +92,12 @@ def reach(server: Server, due: Callable[[], float], *, fresh: bool = False) -> t
 
     discard(place.port)
     place = located(server)
-    return place, POOL.acquire(place, due=due())
+    return place, POOL.acquire(place, due=due(), opening=opening)
 
 
 def call(server: Server, method: str, path: str, body: bytes = b"", *, due: float) -> Response:
     """Make one request and return its whole response; raises AttemptFailed."""
-    place, connection = reach(server, lambda: due)
+    place, connection = reach(server, lambda: due, opening=[])
     try:
         response = connection.send(method, path, place, body, due=due)
         while not response.ended:
@@ -134,6 +137,7 @@ class Exchange:
         self._place: Server | None = None  # where the connection leads to
         self._number = 0
         self._pid = os.getpid()
+        self._opening: list[socket.socket] = []  # what a connection in the making waits for
         self._connection: Connection | None = None
         self._stale: set[int] = set()  # servers whose kept connection broke: the next one is new
         self._is_fed = False  # whether the response may hold what the answer was not yet told
@@ -175,6 +179,7 @@ class Exchange:
         if not self._is_cancelled:
             self._is_cancelled = True
             self._pause.release()
+        end_waits(self._opening.copy())
         connection = self._connection
         if connection is not None:
             connection.wake()
@@ -228,9 +233,13 @@ class Exchange:
         try:
             server = self._servers[number]
             place, connection = reach(
-                server, lambda: answer.failover.connect_due(perf_counter()), fresh=number in self._stale
+                server,
+                lambda: answer.failover.connect_due(perf_counter()),
+                opening=self._opening,
+                fresh=number in self._stale,
             )
             self._place, self._number, self._connection = place, number, connection
+            self._opening.clear()
             if self._is_cancelled:
                 return
             due = answer.failover.first_token_due(perf_counter())

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from httptools import HttpParserError, HttpParserUpgrade
 
@@ -41,13 +41,16 @@ class Connection:
 
     __slots__ = ("_inbox", "_is_tls", "_read", "_request", "_socket", "_timeout", "response", "reused")
 
-    def __init__(self, server: Server, *, due: float) -> None:
-        """Connect by the time `due` (of `perf_counter`); raises AttemptFailed."""
+    def __init__(self, server: Server, *, due: float, opening: list[socket.socket]) -> None:
+        """Connect by the time `due` (of `perf_counter`); raises AttemptFailed.
+
+        Each socket is put into `opening` before it is waited for, so that another thread can end the wait.
+        """
         self.response = Response()
         self.reused = False  # whether the connection was kept from another request
         self._inbox: list[bytes | bytearray] = []
         self._timeout = 0.0
-        self._socket, self._request = _connect(server, due)
+        self._socket, self._request = _connect(server, due, opening)
         self._read: Callable[[int], bytes] = self._socket.recv
         self._is_tls = server.scheme == "https"
 
@@ -139,22 +142,30 @@ class Connection:
 
     def wake(self) -> None:
         """Make a `receive` in another thread return at once; the connection is of no use afterwards."""
-        with suppress(OSError):  # the peer was faster
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        end_waits([self._socket])
 
     def close(self) -> None:
         """Close the connection; a server that was generating stops."""
         self._socket.close()
 
 
-def _connect(server: Server, due: float) -> tuple[socket.socket, tuple[str, list[tuple[str, str]]]]:
+def end_waits(sockets: list[socket.socket]) -> None:
+    """Make other threads that wait for these sockets go on at once."""
+    for each in sockets:
+        with suppress(OSError):  # closed, or replaced by its secured successor
+            socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+
+def _connect(
+    server: Server, due: float, opening: list[socket.socket]
+) -> tuple[socket.socket, tuple[str, list[tuple[str, str]]]]:
     """Return a connected socket, and what a request through it needs: a prefix of its target, and headers."""
     try:
         proxy = proxy_for(server)
     except ValueError as error:
         raise AttemptFailed(Failure("proxy", CONNECT, str(error))) from error
     peer = proxy or server
-    found = _open(peer.host, peer.port, due)
+    found = _open(peer.host, peer.port, due, opening)
     try:
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -163,21 +174,46 @@ def _connect(server: Server, due: float) -> tuple[socket.socket, tuple[str, list
             return found, (prefix, _proxy_headers(proxy) if proxy else [])
         if proxy:
             _tunnel(found, proxy, server, due)
-        return _secured(found, server, due), ("", [])
+        return _secured(found, server, due, opening), ("", [])
     except BaseException:
         found.close()
         raise
 
 
-def _open(host: str, port: int, due: float) -> socket.socket:
-    """Connect to the first address of a name that answers; each gets its share of the time."""
+def _addresses(host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
+    """Resolve a name by the time `due`: the system's resolver knows no deadline, so it gets a thread of its own."""
+    with suppress(OSError, UnicodeError):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    from queue import Empty, SimpleQueue
+    from threading import Thread
+
+    found: SimpleQueue[list[Any] | Exception] = SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            found.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except (OSError, UnicodeError) as error:
+            found.put(error)
+
+    Thread(target=resolve, daemon=True).start()
     try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise AttemptFailed(Failure("unreachable", CONNECT, f"the name {host} cannot be resolved ({error})")) from error
+        answer = found.get(timeout=max(due - perf_counter(), 0.001))
+    except Empty:
+        words = f"the name {host} was not resolved in time"
+        raise AttemptFailed(Failure("connect_timeout", CONNECT, words)) from None
+    if isinstance(answer, Exception):
+        words = f"the name {host} cannot be resolved ({answer})"
+        raise AttemptFailed(Failure("unreachable", CONNECT, words)) from answer
+    return answer
+
+
+def _open(host: str, port: int, due: float, opening: list[socket.socket]) -> socket.socket:
+    """Connect to the first address of a name that answers; each gets its share of the time."""
+    addresses = _addresses(host, port, due)
     failure = Failure("unreachable", CONNECT, f"the name {host} has no address")
     for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         found = socket.socket(family, kind, protocol)
+        opening.append(found)
         try:
             found.settimeout(max((due - perf_counter()) / left, 0.001))
             found.connect(address)
@@ -217,11 +253,18 @@ def _tunnel(found: socket.socket, proxy: Server, server: Server, due: float) -> 
         raise AttemptFailed(Failure("proxy", CONNECT, f"the proxy {proxy.label} refuses the way through: {status!r}"))
 
 
-def _secured(found: socket.socket, server: Server, due: float) -> socket.socket:
+def _secured(found: socket.socket, server: Server, due: float, opening: list[socket.socket]) -> socket.socket:
     context = _tls_context(server)
     try:
-        found.settimeout(max(due - perf_counter(), 0.001))
-        return context.wrap_socket(found, server_hostname=server.host, suppress_ragged_eofs=False)
+        secured = context.wrap_socket(found, do_handshake_on_connect=False, server_hostname=server.host)
+        opening.append(secured)
+        try:
+            secured.settimeout(max(due - perf_counter(), 0.001))
+            secured.do_handshake()
+            return secured
+        except BaseException:
+            secured.close()
+            raise
     except TimeoutError as error:
         words = "the TLS handshake did not end in time: does this port speak https?"
         raise AttemptFailed(Failure("tls", CONNECT, words)) from error

@@ -31,7 +31,11 @@ READER_GONE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line, by default this process's own, and return its exit status."""
+    has_output = sys.stdout is not None
     prepare_streams()
+    if not has_output:
+        note("error: standard output is closed")
+        return FAILED
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -52,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     """Parse and carry out one command; every error a user can cause ends here in one line."""
-    from aicortex.cli.parser import build_parser
+    from aicortex.cli.parser import parse_arguments
     from aicortex.errors import AICortexError
 
     try:
-        options = build_parser().parse_args([recovered(argument) for argument in arguments])
+        options = parse_arguments([recovered(argument) for argument in arguments])
         return _command(options)(options)
     except SystemExit as end:  # argparse has said what there is to say
         return end.code if isinstance(end.code, int) else USAGE

@@ -117,9 +117,14 @@ def _comment(result: Result, *, stats: bool) -> None:
     if not result.text:
         note("the model answered nothing")
     if result.finish_reason == "length":
-        note(f"the answer ends at its limit of {result.usage['completion_tokens']} tokens")
+        note(f"the answer ends at its limit of {_tokens(result)}")
     if stats:
         note(stats_line(result))
+
+
+def _tokens(result: Result) -> str:
+    count = result.usage["completion_tokens"]
+    return f"{count} token" if count == 1 else f"{count} tokens"
 
 
 def stats_line(result: Result) -> str:
@@ -129,7 +134,7 @@ def stats_line(result: Result) -> str:
     parts = [
         f"first token {timings['first_token']:.2f} s",
         f"{speed:.1f} tokens/s" if speed else "tokens/s unknown",
-        f"{result.usage['completion_tokens']} tokens in {timings['total']:.2f} s",
+        f"{_tokens(result)} in {timings['total']:.2f} s",
         f"{result.model} on {result.server}",
     ]
     if len(result.attempts) > 1:

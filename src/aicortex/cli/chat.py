@@ -17,7 +17,9 @@ def run(options: argparse.Namespace) -> int:
     if prompt is not None:
         ask(prompt, manner)
         return 0
-    if manner.json or not sys.stdout.isatty():
+    if manner.json:
+        raise ValueError("a conversation has no JSON: give a prompt")
+    if not sys.stdout.isatty():
         raise ValueError("nothing is asked: give a prompt, or text on standard input")
     from aicortex.cli.interactive import converse
 

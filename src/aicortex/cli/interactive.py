@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aicortex
 from aicortex.cli.asking import Manner, ask
-from aicortex.cli.terminal import note, report
+from aicortex.cli.terminal import fitted, note, report
 from aicortex.errors import AICortexError, AllServersFailedError
 from aicortex.fleet import find_servers, models, plan
 
@@ -30,10 +30,11 @@ def converse(manner: Manner) -> int:
         import readline  # noqa: F401 - importing it gives input() its arrow keys and its history
 
     conversation = Conversation(manner)
-    print(f"aicortex {aicortex.__version__}: {conversation.model}. /help shows the commands, Ctrl-D leaves.")
+    words = f"aicortex {aicortex.__version__}: {conversation.model}. /help shows the commands, Ctrl-D leaves."
+    print(fitted(words))
     while True:
         try:
-            question = read_question()
+            question = read_question(conversation.take_unread())
             if question.startswith("/"):
                 if not conversation.command(question):
                     return 0
@@ -51,9 +52,9 @@ def converse(manner: Manner) -> int:
             report(error)
 
 
-def read_question() -> str:
-    """Read a line from the terminal, and those after it while they end with a backslash."""
-    lines = [input(PROMPT)]
+def read_question(first: str | None = None) -> str:
+    """Read a line from the terminal, unless its `first` one is known, and those after it while they end with a \\."""
+    lines = [input(PROMPT) if first is None else first]
     while lines[-1].endswith("\\"):
         lines[-1] = lines[-1][:-1]
         lines.append(input(CONTINUED))
@@ -67,6 +68,7 @@ class Conversation:
         """Choose the model; raises ModelNotFoundError or AllServersFailedError."""
         self._manner = manner
         self._messages: list[dict[str, str]] = []
+        self._unread: str | None = None  # a line which a command read that was not meant for it
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help,
             "/model": self._model,
@@ -79,6 +81,11 @@ class Conversation:
     def model(self) -> str:
         """The name of the model that answers."""
         return str(self._manner.model)
+
+    def take_unread(self) -> str | None:
+        """Return a line that was typed or pasted where a command asked something, and was no answer to that; once."""
+        line, self._unread = self._unread, None
+        return line
 
     def ask(self, question: str) -> None:
         """Ask a question and remember it with its answer; what was stopped or failed leaves no trace."""
@@ -115,7 +122,8 @@ class Conversation:
     def _choose(self, model: str | None) -> None:
         route = plan(model, find_servers(self._manner.servers))
         if not route.model:
-            reasons = "; ".join(failure.message for failure in route.failures)
+            failed = zip(route.servers, route.failures, strict=True)
+            reasons = "; ".join(f"{server.label}: {failure.message}" for server, failure in failed)
             raise AllServersFailedError(f"All servers failed: {reasons}")
         self._manner = replace(self._manner, model=route.model)
 
@@ -131,8 +139,11 @@ class Conversation:
         path = Path(name).expanduser()
         mode = "x"
         if path.exists():
-            if input(f"{path} exists. Overwrite it? [y/N] ").strip().lower() not in ("y", "yes"):
+            answer = input(f"{path} exists. Overwrite it? [y/N] ")
+            if answer.strip().lower() not in ("y", "yes"):
                 print("Nothing was written.")
+                if answer.strip().lower() not in ("", "n", "no"):
+                    self._unread = answer  # the next line of what was pasted
                 return
             mode = "w"
         with path.open(mode, encoding="utf-8", newline="\n") as file:

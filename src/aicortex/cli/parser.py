@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import aicortex
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+COMMANDS = ("chat", "models", "servers", "embedded")
 EXIT_STATUS = "exit status: 0 whole, 1 failed, 2 wrong arguments, 130 interrupted"
 
 MAIN_EXAMPLES = """\
@@ -59,10 +66,68 @@ It listens on this machine only, until Ctrl-C.
 exit status: 0 ended with Ctrl-C, 1 failed, 2 wrong arguments"""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that does not keep quiet about an output which cannot be written."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is not None and file is sys.stdout:
+            file.write(message)  # argparse itself suppresses the OSError
+        else:
+            super()._print_message(message, file)
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what a command line says; raises SystemExit when that is wrong, or was about the help.
+
+    The mistakes that newcomers make are answered with what they probably meant.
+    """
+    parser = build_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+        parser.error(f"there is no command {_short(arguments[0])!r}; did you mean: {_meant(arguments)}?")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command: argparse.ArgumentParser = options.parser if arguments[0] in COMMANDS else parser
+        command.error(_unrecognized(unknown, command._option_string_actions))
+    return options
+
+
+def _short(text: str) -> str:
+    from textwrap import shorten
+
+    return shorten(text, 60, placeholder=" ...")
+
+
+def _meant(arguments: Sequence[str]) -> str:
+    """Return the command which somebody meant who misspelled its name, or began with the prompt."""
+    from difflib import get_close_matches
+    from itertools import takewhile
+    from shlex import quote
+
+    similar = get_close_matches(arguments[0].lower(), COMMANDS, n=1, cutoff=0.8)  # a prompt's first word is seldom so
+    if similar:
+        return f"aicortex {similar[0]}"
+    prompt = _short(" ".join(takewhile(lambda word: not word.startswith("-"), arguments)))
+    needs_care = any(character in prompt for character in '"$`\\!')
+    return f"aicortex chat {quote(prompt)}" if needs_care else f'aicortex chat "{prompt}"'
+
+
+def _unrecognized(unknown: Sequence[str], known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    options = [word for word in unknown if word.startswith("-")]  # what follows a wrong one is its value, or the prompt
+    words = f"unrecognized arguments: {' '.join(options or unknown)}"
+    names = [option.partition("=")[0] for option in options]
+    similar = [match for name in names for match in get_close_matches(name, known, n=1)]
+    return f"{words}; did you mean {' and '.join(similar)}?" if similar else words
+
+
 def build_parser(columns: int | None = None) -> argparse.ArgumentParser:
     """Return the parser of the whole command line; its help is `columns` wide, by default as the terminal."""
     layout = partial(argparse.RawDescriptionHelpFormatter, width=columns, max_help_position=28)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="aicortex",
         usage="aicortex [--help] [--version] COMMAND ...",
         description="Stream answers from the Ollama servers you own.",
@@ -88,6 +153,7 @@ def build_parser(columns: int | None = None) -> argparse.ArgumentParser:
             formatter_class=layout,
             allow_abbrev=False,
         )
+        command.set_defaults(parser=command)
         add(command)
     return parser
 
@@ -107,7 +173,8 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=_whole, help="draw the same chances again: the same server repeats its answer"
     )
-    parser.add_argument("--timeout", metavar="SECONDS", type=_decimal, help="how long the whole answer may take")
+    words = "how long the whole answer may take; the start of the embedded engine and its one download do not count"
+    parser.add_argument("--timeout", metavar="SECONDS", type=_decimal, help=words)
     parser.add_argument("--json", action="store_true", help="write the events of the stream, one JSON object a line")
     words = "write the answer as it is; without this a terminal shows Markdown rendered"
     parser.add_argument("--plain", "--no-markdown", action="store_true", help=words)

@@ -73,11 +73,14 @@ def printable(text: str) -> str:
 def note(words: str) -> None:
     """Say something on stderr: one line, which only a terminal breaks, between words."""
     line = " ".join(f"aicortex: {printable(words)}".split())
-    if sys.stderr.isatty():
-        from textwrap import fill
+    print(fitted(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
-        line = fill(line, width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    print(line, file=sys.stderr, flush=True)
+
+def fitted(line: str) -> str:
+    """Return a line broken between words where the terminal ends; what it goes on with is indented."""
+    from textwrap import fill
+
+    return fill(line, width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def report(error: Exception) -> None:

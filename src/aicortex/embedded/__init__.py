@@ -17,13 +17,21 @@ from aicortex.errors import EmbeddedEngineError
 if TYPE_CHECKING:
     from aicortex.embedded.process import EngineProcess
 
-__all__ = ["ensure_running", "is_available", "model_name", "serve", "stop"]
+__all__ = ["discard", "ensure_running", "is_available", "model_name", "serve", "stop"]
 
 # As in weights.py, which this module must not import before the engine is wanted.
 _MODEL_VARIABLE = "AICORTEX_EMBEDDED_MODEL"
 _THREADS_VARIABLE = "AICORTEX_EMBEDDED_THREADS"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_NAME = re.compile(  # of a model: [host[:port]/][namespace/]model[:tag]
+    r"(?:[a-z0-9][\w.-]*(?::[0-9]+)?/)?(?:\w[\w.-]*/)?\w[\w.-]*(?::\w[\w.-]*)?", re.ASCII | re.IGNORECASE
+)
 _IDLE_SECONDS = 600.0  # after which the engine of a process leaves by itself; the next call starts another
+
+NOT_INSTALLED = (
+    "no Ollama answers here and the embedded engine is not installed: start Ollama, name servers, "
+    "or pip install 'aicortex[embedded]'"
+)
 
 _lock = Lock()
 _running: EngineProcess | None = None
@@ -70,32 +78,36 @@ def is_available() -> bool:
 
 def stop() -> None:
     """End this process's engine, if it runs one."""
-    global _running
-    with _lock:
-        if _running is not None:
-            _running.stop()
-            _running = None
+    _end(None)
+
+
+def discard(port: int) -> None:
+    """End the engine that listens at `port`, if this process still runs it: another thread may have replaced it."""
+    _end(port)
 
 
 def serve(host: str = "127.0.0.1", port: int = 11434, name: str | None = None) -> int:
     """Serve the engine in the foreground until Ctrl-C or SIGTERM; return the exit status.
 
     `name` is the one name the model is reported and accepted under. Only loopback addresses are taken: the
-    engine asks nobody for a key. Raise EmbeddedEngineError, for a port that is taken too.
+    engine asks nobody for a key. Raise ValueError for what is no model name, and EmbeddedEngineError, for a port
+    that is taken too.
     """
     import signal
 
     if host not in _LOOPBACK:
         raise EmbeddedEngineError(f"the embedded engine listens on loopback only, not on {host}: it has no API key")
-    name = name or model_name()
+    if name is None:
+        name = model_name()
+    elif not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a model name: it looks like llama3.2 or library/llama3.2:3b")
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # one way out for both
     process = None
     try:
         process = _start("127.0.0.1" if host == "localhost" else host, port, name, None, quiet=False)
         url = f"http://{f'[{host}]' if ':' in host else host}:{process.port}"
         print(f"Serving {name} at {url} as Ollama does. Ctrl-C ends it.\nUse it: OLLAMA_HOST={url}", flush=True)
-        status = process.wait()
-        print(f"aicortex: the engine ended with status {status}\n{process.last_words()}", file=sys.stderr)
+        print(f"aicortex: the engine {process.wait()}\n{process.last_words()}".rstrip(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0
@@ -105,9 +117,18 @@ def serve(host: str = "127.0.0.1", port: int = 11434, name: str | None = None) -
         signal.signal(signal.SIGTERM, previous)
 
 
+def _end(port: int | None) -> None:
+    """End this process's engine if it listens at `port`, or wherever it listens."""
+    global _running
+    with _lock:
+        if _running is not None and port in (None, _running.port):
+            _running.stop()
+            _running = None
+
+
 def _start(host: str, port: int, name: str, idle_seconds: float | None, *, quiet: bool) -> EngineProcess:
     if not is_available():
-        raise EmbeddedEngineError("the embedded engine is not installed: pip install 'aicortex[embedded]'")
+        raise EmbeddedEngineError(NOT_INSTALLED)
     from aicortex.embedded.process import EngineProcess
     from aicortex.embedded.settings import Settings
     from aicortex.embedded.weights import SMOLLM2, ensure_weights

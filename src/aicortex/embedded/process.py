@@ -17,6 +17,7 @@ from aicortex.errors import EmbeddedEngineError
 _START_LIMIT = 300.0  # seconds; a large model of the user's own on a slow disk takes its time
 _STOP_LIMIT = 2.0  # seconds between asking and killing
 _LAST_LINES = 8  # of the engine's log, in an error
+_KILLED = (-9, -15)  # SIGKILL and SIGTERM come from outside; other signals are crashes, and the log says why
 
 # Not `-m`: that would put the working directory before everything else on the child's path.
 _PROGRAM = (
@@ -51,9 +52,10 @@ class EngineProcess:
             return False
         return True
 
-    def wait(self) -> int:
-        """Wait for its end; return its exit status."""
-        return self._process.wait()
+    def wait(self) -> str:
+        """Wait for its end; return how it ended: "was killed (signal 9)"."""
+        status = self._process.wait()
+        return f"was killed (signal {-status})" if status < 0 else f"ended with status {status}"
 
     def stop(self) -> None:
         """End it: it leaves when its input ends, and is killed when it does not. No zombie stays."""
@@ -79,7 +81,9 @@ class EngineProcess:
         self._process.returncode = 0  # not ours to wait for
 
     def last_words(self) -> str:
-        """Return the last lines of its log."""
+        """Return the last lines of its log; none when somebody killed it, which has nothing to do with them."""
+        if self._process.poll() in _KILLED:
+            return ""
         self._log.seek(0)
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         return "\n".join(lines[-_LAST_LINES:])
@@ -111,7 +115,7 @@ class EngineProcess:
         try:
             message = json.loads(line)
         except ValueError:
-            message = {"error": f"its process ended with status {self._process.wait()}"}
+            message = {"error": f"its process {self.wait()}"}
         if "error" in message:
             raise EmbeddedEngineError(self._explained(message["error"]))
         return int(message["port"])

@@ -13,6 +13,8 @@ import socket
 import socketserver
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from threading import Lock
 from typing import Any
@@ -79,6 +81,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer chat, generate and show."""
         self._handled(self._post)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
+        """Refuse what has no `do_` method, or is no HTTP, with JSON instead of the standard library's page."""
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            with suppress(ApiError, ClientGoneError, OSError):
+                self._body()  # closing with unread bytes would reset the connection under the reply
+            code, message = HTTPStatus.METHOD_NOT_ALLOWED, "method not allowed"
+        self.close_connection = True
+        self._tell(ApiError(code, message or HTTPStatus(code).phrase.lower()))
 
     def log_message(self, format: str, *args: Any) -> None:  # Any: the signature of the standard library
         """Log nothing: a request is the user's own business."""

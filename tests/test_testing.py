@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -491,3 +492,12 @@ def test_the_examples_of_the_documentation_run() -> None:
     for module in (aicortex.testing, aicortex.testing.clock, aicortex.testing.replies):
         results = doctest.testmod(module)
         assert results.failed == 0 < results.attempted
+
+
+def test_every_public_name_is_documented_and_the_example_runs() -> None:
+    """docs/testing.md names all that `aicortex.testing` offers, but for what only subclasses of Reply meet."""
+    page = (Path(__file__).parent.parent / "docs" / "testing.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    exec(compile(example, "docs/testing.md", "exec"), {})
+    missing = {name for name in aicortex.testing.__all__ if name not in page} - {"Cut", "Exchange", "split_tokens"}
+    assert missing == set()

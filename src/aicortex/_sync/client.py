@@ -85,8 +85,8 @@ def reach(
     place = located(server)
     try:
         return place, POOL.acquire(place, due=due(), opening=opening, fresh=fresh)
-    except AttemptFailed:
-        if server.scheme != EMBEDDED:
+    except AttemptFailed as error:
+        if server.scheme != EMBEDDED or error.failure.kind != "refused":
             raise
     from aicortex.embedded import discard
 

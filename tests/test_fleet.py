@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from time import perf_counter
 
 import pytest
 
-from aicortex import AllServersFailedError, Server, chat, list_model_servers, models
+from aicortex import AllServersFailedError, Server, chat, fleet, list_model_servers, models
+from aicortex._core.failover import Failure
 from aicortex.fleet import find_servers, list_models, list_servers
-from aicortex.testing import Answer, FakeServer, Garbage, Hang, Raw, Status
+from aicortex.testing import Answer, Exchange, FakeServer, Garbage, Hang, Raw, Reply, Status
 
 
 def test_given_servers_go_before_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +130,34 @@ def test_the_order_of_the_servers_is_kept() -> None:
     with FakeServer(answer="from one") as one, FakeServer(answer="from two") as two:
         assert chat("Hi", model="fake", servers=[two.url]) == "from two"
         assert chat("Hi", model="fake", servers=[one.url, two.url]) == "from one"
+
+
+def test_a_slow_server_that_answered_at_last_is_first_again() -> None:
+    """What a server says after nobody waited any more counts the next time."""
+    slow = Status(200, {"models": [{"name": "fake:latest"}]})
+    with (
+        FakeServer(answer="from one", paths={"/api/tags": Late(slow, 0.5)}) as one,
+        FakeServer(answer="from two") as two,
+    ):
+        assert chat("Hi", model="fake", servers=[one.url, two.url]) == "from two"
+        assert one.wait_until(lambda: Server(one.url) in fleet._known and not _failed(Server(one.url)))
+        assert chat("Hi", model="fake", servers=[one.url, two.url]) == "from one"
+
+
+@dataclass(frozen=True)
+class Late(Reply):
+    """A reply after some seconds."""
+
+    reply: Reply
+    seconds: float
+
+    def play(self, exchange: Exchange) -> None:
+        exchange.pause(self.seconds)
+        self.reply.play(exchange)
+
+
+def _failed(server: Server) -> bool:
+    return isinstance(fleet._known[server][1], Failure)
 
 
 def test_what_servers_have_is_asked_once() -> None:

@@ -18,16 +18,16 @@ class _Fields:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, Field[Any]] = {}  # Any: as the fields
+        self._known: dict[type, dict[str, Field[Any]]] = {}  # Any: as the fields
 
     def __get__(self, event: object, owner: type[msgspec.Struct]) -> dict[str, Field[Any]]:
-        if not self._known:
+        if owner not in self._known:
             from dataclasses import fields, make_dataclass
 
             optional = [(name, Any, None) for name in owner.__struct_fields__[1:]]
             twin = make_dataclass(owner.__name__, [("type", str), *optional])
-            self._known.update({field.name: field for field in fields(twin)})
-        return self._known
+            self._known[owner] = {field.name: field for field in fields(twin)}
+        return self._known[owner]
 
 
 class StreamEvent(msgspec.Struct):

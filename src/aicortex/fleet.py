@@ -154,7 +154,7 @@ def survey(
     for server in servers:
         Thread(target=report, args=(server,), daemon=True).start()
     due = perf_counter() + (GRACE_SECONDS if hurried else ASK_SECONDS + GRACE_SECONDS)
-    late = Failure("stalled", "reply", f"did not say within {ASK_SECONDS:g} s which models it has")
+    late = Failure("stalled", "reply", f"did not answer within {due - perf_counter():.2g} s")
     found: dict[Server, T | Failure] = dict.fromkeys(servers, late)
     for _ in servers:
         try:
@@ -206,6 +206,13 @@ def plan(model: str | None, servers: Sequence[Server]) -> Plan:
     return Plan(model, [*having, *silent, *lacking])
 
 
+def _noted(server: Server) -> tuple[Model, ...]:
+    """Ask a server and remember what it says, even if nobody waits for it any more."""
+    models = catalogue(server)
+    _known[server] = (perf_counter(), models)
+    return models
+
+
 def _known_or_asked(servers: Sequence[Server], model: str | None) -> dict[Server, tuple[Model, ...] | Failure]:
     """Return what each server has or why it did not say, asking those of which nothing fresh is known.
 
@@ -216,9 +223,9 @@ def _known_or_asked(servers: Sequence[Server], model: str | None) -> dict[Server
     has_it = any(not isinstance(known, Failure) and _has(known, model) for _, known in fresh.values())
     unknown = [server for server in servers if not has_it or server not in fresh]
     if unknown:
-        asked = survey(unknown, catalogue, enough=lambda models: _has(models, model), hurried=has_it)
+        asked = survey(unknown, _noted, enough=lambda models: _has(models, model), hurried=has_it)
         fresh.update({server: (now, outcome) for server, outcome in asked.items()})
-        _known.update(fresh)
+        _known.update({server: fresh[server] for server in unknown})
     return {server: fresh[server][1] for server in servers}
 
 

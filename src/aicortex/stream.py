@@ -123,7 +123,13 @@ class Tokens:
         return self
 
     def __next__(self) -> str:
+        cursor = self._cursor
         while True:
-            event = next(self._cursor)
+            position = cursor._position
+            try:
+                event = next(cursor)
+            except BaseException:
+                cursor._position = position  # an interrupt may come after the step and before the event is here
+                raise
             if event.type == "token":
                 return event.content or ""

@@ -111,6 +111,13 @@ def test_an_interim_response_before_one_that_comes_in_pieces() -> None:
     assert (response.status, response.body, response.complete) == (200, [b"ab"], True)
 
 
+def test_what_follows_a_whole_response_does_not_take_it_back() -> None:
+    """Junk behind a response is a fault of the connection, and the response stands."""
+    response = fed(SIZED + b"JUNK")
+    assert (response.started, response.status, response.body) == (True, 404, [b"hello world"])
+    assert not response.reusable
+
+
 def test_a_long_body_right_behind_the_head_is_no_long_head() -> None:
     """Only the head is bounded, wherever the first read ends."""
     response = fed(b"HTTP/1.1 200 OK\r\n", b"Content-Length: 80000\r\n\r\n" + b"x" * 80000)

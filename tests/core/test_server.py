@@ -25,6 +25,7 @@ from aicortex._core.server import parse_address
         ("[::1]", "http://[::1]:11434"),
         ("[::1]:99", "http://[::1]:99"),
         ("::1", "http://[::1]:11434"),
+        ("fe80::1%eth0", "http://[fe80::1%eth0]:11434"),
         ("[::]:99", "http://[::1]:99"),
         ("http://[fe80::1]:99/x", "http://[fe80::1]:99/x"),
         (' "box:1" ', "http://box:1"),

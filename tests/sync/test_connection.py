@@ -258,6 +258,16 @@ def test_cancel_ends_the_wait_for_a_connection(scheme: str, monkeypatch: pytest.
             timer.join()
 
 
+def test_a_late_reader_still_gets_what_came(authority: trustme.CA) -> None:
+    """A deadline that passed while nobody read does not throw away an answer that is here, in several TLS records."""
+    with FakeServer(Answer(TEXT), tls=tls_server(authority)) as fake:
+        server = Server(fake.url, verify=False)
+        stream = chat("x", stream=True, model="fake:latest", servers=[server], first_token_timeout=0.2)
+        assert fake.wait_until(lambda: fake.active == 0 and len(fake.requests) == 2)
+        threading.Event().wait(0.3)  # past the deadline, on purpose
+        assert stream.text() == TEXT
+
+
 def test_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's resolver has no deadline of its own; ours holds."""
     hang = threading.Event()

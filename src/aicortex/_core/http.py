@@ -79,7 +79,8 @@ class Response:
     @property
     def started(self) -> bool:
         """Whether a final status and all headers are here (100-continue and its kin do not count)."""
-        return bool(self.heads) and len(self._begun) <= len(self.heads) and self.status >= 200
+        begins_another = len(self._begun) > len(self.heads) and self.fault is None
+        return bool(self.heads) and not begins_another and self.status >= 200
 
     @property
     def status(self) -> int:

@@ -130,7 +130,7 @@ def _split_port(hostport: str, shown: str) -> tuple[str, int | None]:
             raise ValueError(f"{shown!r} has no valid IPv6 address: write it as [::1] or [::1]:11434")
     elif hostport.count(":") > 1:
         host, port = hostport, ""
-        if not set(host) <= set("0123456789abcdefABCDEF:.%"):
+        if not set(host.partition("%")[0]) <= set("0123456789abcdefABCDEF:."):
             raise ValueError(f"{shown!r} is no server address: {SPELLINGS}")
     else:
         host, _, port = hostport.partition(":")

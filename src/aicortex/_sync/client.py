@@ -16,6 +16,7 @@ from aicortex._core.ollama import MAX_LINE_BYTES
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.connection import CONNECT, Connection, end_waits
 
+LATE_SECONDS = 0.05  # what came while nobody read is still taken, for so long after the time was up
 IDLE_PER_SERVER = 8  # connections kept open for the next request
 
 
@@ -179,7 +180,9 @@ class Exchange:
         if not self._is_cancelled:
             self._is_cancelled = True
             self._pause.release()
-        end_waits(self._opening.copy())
+        opening = self._opening.copy()
+        self._opening.clear()  # tells the connection in the making to try no further address
+        end_waits(opening)
         connection = self._connection
         if connection is not None:
             connection.wake()
@@ -197,18 +200,17 @@ class Exchange:
         answer = self.answer
         log = answer.log
         known = len(log)
-        late = False
         since = now = perf_counter()
         while not (reading and len(log) > known):
             if self._is_cancelled:
                 answer.cancel()
             step = answer.next_step(now, since=since)
             if isinstance(step, Read) and reading:
-                if answer.failover.is_late(now) or (late and step.until <= now):
+                until = max(step.until, since + LATE_SECONDS)
+                if answer.failover.is_late(now) or until <= now:
                     answer.timed_out(now)
                 else:
-                    late = step.until <= now  # what has come is still taken, once
-                    self._read(step.until - now)
+                    self._read(until - now)
             elif isinstance(step, Connect):
                 self._connect(step.server)
             elif isinstance(step, Wait) and reading:

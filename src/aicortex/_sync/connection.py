@@ -221,6 +221,8 @@ def _open(host: str, port: int, due: float, opening: list[socket.socket]) -> soc
         except OSError as error:
             found.close()
             failure = _failure_of(error, CONNECT)
+            if not opening:
+                break  # somebody ended the wait
         except BaseException:
             found.close()
             raise

@@ -48,7 +48,7 @@ def connect(answer: Answer, now: float = 10.0) -> Response:
 
 def feed(answer: Answer, response: Response, *pieces: bytes, now: float = 11.0) -> None:
     for piece in pieces:
-        response.take(piece)
+        response.take([piece])
         answer.received(now)
 
 
@@ -338,7 +338,7 @@ def drive(answer: Answer, interrupt_at: int) -> int:
             elif isinstance(step, Read):
                 if not is_fed:
                     sys.settrace(before)
-                    response.take(pieces.pop(0))
+                    response.take([pieces.pop(0)])
                     is_fed = True
                     sys.settrace(trace)
                 answer.received(10.0)

@@ -37,7 +37,7 @@ def parsed_by_h11(data: bytes) -> tuple[int, bytes]:
 def fed(*pieces: bytes) -> Response:
     response = Response()
     for piece in pieces:
-        response.take(piece)
+        response.take([piece])
     return response
 
 
@@ -107,7 +107,7 @@ def test_an_interim_response_before_one_that_comes_in_pieces() -> None:
     response = fed(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-")
     assert not response.started
     assert not response.ended
-    response.take(b"Length: 2\r\n\r\nab")
+    response.take([b"Length: 2\r\n\r\nab"])
     assert (response.status, response.body, response.complete) == (200, [b"ab"], True)
 
 
@@ -145,9 +145,9 @@ def test_the_body_before_a_fault_is_kept() -> None:
 def test_the_head_is_bounded() -> None:
     """A head without an end is refused after 64 KB."""
     response = Response()
-    response.take(b"HTTP/1.1 200 OK\r\n")
+    response.take([b"HTTP/1.1 200 OK\r\n"])
     while not response.ended:
-        response.take(b"X-Filler: " + b"x" * 1000 + b"\r\n")
+        response.take([b"X-Filler: " + b"x" * 1000 + b"\r\n"])
     assert response.head_bytes <= MAX_HEAD_BYTES + 1100
     assert "64 KB" in (response.fault or "")
 

@@ -39,7 +39,6 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     done: bool = False
     error: Any = None  # Any: a string, or a nested object from the runner
     done_reason: str | None = None
-    total_duration: float = 0
     load_duration: float = 0
     prompt_eval_count: int = 0
     prompt_eval_duration: float = 0

@@ -289,7 +289,8 @@ class Exchange:
         A server may have closed a kept connection before it saw the request, and an embedded engine that was killed is
         started again.
         """
-        if connection.response.head_bytes or self._number in self._stale:
+        response = connection.response
+        if response.heads or response.head_bytes or self._number in self._stale:
             return False
         return connection.reused or self._servers[self._number].scheme == EMBEDDED
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 import select
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-from httptools import HttpParserError, HttpParserUpgrade
 
 from aicortex._core.failover import AttemptFailed, Failure
 from aicortex._core.http import Response, encode_request
@@ -26,10 +23,8 @@ if TYPE_CHECKING:
 
 READ_SIZE = (65536,)  # bytes of one read, as the sequence that map() walks over
 RECORD_SIZE = 16384  # bytes of the longest TLS record
-FIRST = (0,)
 CONNECT = "connect"
 SEND = "send"
-exhaust = deque[object](maxlen=0).extend  # runs an iterator of C functions without any Python bytecode between
 
 
 class Connection:
@@ -88,16 +83,7 @@ class Connection:
             except OSError as error:
                 self._end(error)
                 return
-        response = self.response
-        if not inbox[0]:
-            response.eof = True
-            return
-        size = 0 if response.heads else len(inbox[0])
-        try:
-            exhaust(map(response.feed, map(inbox.pop, FIRST)))
-        except (HttpParserError, HttpParserUpgrade) as error:
-            response.refuse(error)
-        response.count_head(size)
+        self.response.take(inbox)
 
     def _read_tls(self, inbox: list[bytes | bytearray]) -> None:
         """Read one TLS record into a buffer of zeros, which outlives an interrupt.
@@ -122,8 +108,8 @@ class Connection:
 
     def _wait_at_most(self, seconds: float) -> None:
         """Set the socket's timeout; when the time is past, what has come is still taken."""
-        self._timeout = seconds
         self._socket.settimeout(max(seconds, 0.001))
+        self._timeout = seconds  # afterwards: an interrupt between the two sets it again
 
     def is_ready(self) -> bool:
         """Whether another request may be sent: the last response is whole and the server has not hung up."""

@@ -28,6 +28,7 @@ from aicortex.testing import (
     Garbage,
     Hang,
     InBandError,
+    Loading,
     ManualClock,
     Raw,
     Refuse,
@@ -112,6 +113,28 @@ def get(server: FakeServer, path: str, **headers: str) -> tuple[int, bytes]:
         client.request("GET", path, headers=headers)
         response = client.getresponse()
         return response.status, response.read()
+
+
+def render(server: FakeServer, *messages: dict[str, str]) -> str:
+    seen = ask(server, messages=list(messages), _debug_render_only=True, stream=False)
+    rendered = seen.records[0]["_debug_info"]["rendered_template"]
+    assert isinstance(rendered, str)
+    return rendered
+
+
+def complete(server: FakeServer, prompt: str, **body: Any) -> tuple[str, dict[str, Any]]:
+    """Return the text and the last record of a raw request."""
+    records = ask(server, "/api/generate", raw=True, prompt=prompt, **body).records
+    return "".join(record["response"] for record in records), records[-1]
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the context of a server and one that trusts it."""
+    authority = trustme.CA()
+    context, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(trusting)
+    return context, trusting
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -440,12 +463,265 @@ def test_a_rendered_prompt_is_continued_where_it_stops() -> None:
             assert "".join(record["response"] for record in records) == rest
 
 
+USER = {"role": "user", "content": "Hi"}
+BEGUN = {"role": "assistant", "content": "one tw"}
+REST = "o three four five six seven"
+
+
+@pytest.mark.parametrize(
+    ("template", "rendered", "said"),
+    [
+        ("chatml", "<|user|>Hi\n<|assistant|>one tw\n<|assistant|>", TEXT),
+        ("prefill", "<|user|>Hi\n<|assistant|>one tw", REST),
+    ],
+)
+def test_the_template_decides_whether_a_begun_answer_goes_on(template: str, rendered: str, said: str) -> None:
+    """A last message of the assistant is closed or left open, and the answer is a new one or the rest."""
+    with FakeServer(answer=TEXT, template=template) as server:
+        assert render(server, USER, BEGUN) == rendered
+        assert render(server, USER) + "one tw" == "<|user|>Hi\n<|assistant|>one tw"
+        assert ask(server, messages=[USER, BEGUN]).text == said
+        assert ask(server, messages=[USER, BEGUN | {"content": "else"}]).text == TEXT
+        assert ask(server, messages=[USER, BEGUN, USER]).text == TEXT
+
+
+@pytest.mark.parametrize(
+    ("messages", "lines"),
+    [
+        (
+            [USER, {"role": "assistant", "content": "A", "thinking": "T"}, USER],
+            "<|assistant|><think>T</think>A\n<|user|>Hi",
+        ),
+        ([USER, {"role": "assistant", "content": None}, USER], "<|assistant|>\n<|user|>Hi"),
+        ([USER, USER], "\n\nHi"),
+        ([USER, {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}], "<|tool|>1\n<|tool|>2"),
+    ],
+)
+@pytest.mark.parametrize("template", ["chatml", "prefill"])
+def test_a_conversation_is_rendered_line_by_line(messages: list[Any], lines: str, template: str) -> None:
+    """Thinking precedes its content, and neighbours of one role are merged unless they are of tools."""
+    separator = "" if lines.startswith("\n") else "\n"
+    with FakeServer(template=template) as server:
+        assert render(server, *messages) == f"<|user|>Hi{separator}{lines}\n<|assistant|>"
+
+
+def test_an_unknown_template_is_refused() -> None:
+    """A template that does not exist raises before the server starts."""
+    with pytest.raises(ValueError, match="only chatml, prefill"):
+        FakeServer(template="llama")
+
+
+def test_thinking_is_not_repeated_behind_a_begun_answer() -> None:
+    """A continuation goes on behind the thinking, by raw prompt and by message, and never thinks again."""
+    begun = BEGUN | {"thinking": "Hm hm"}
+    with FakeServer(answer=Answer(TEXT, thinking="Hm hm"), template="prefill") as server:
+        rendered = render(server, USER, begun)
+        assert rendered == "<|user|>Hi\n<|assistant|><think>Hm hm</think>one tw"
+        assert complete(server, rendered)[0] == REST
+        assert complete(server, "<|assistant|><think>Hm")[0] == TEXT
+        messages = [record["message"] for record in ask(server, messages=[USER, begun]).records]
+        whole = [record["message"] for record in ask(server).records]
+    assert ("".join(message["content"] for message in messages), "thinking" in messages[0]) == (REST, False)
+    assert [message.get("thinking") for message in whole[:3]] == ["Hm", " hm", None]
+
+
+def test_a_raw_prompt_gets_nothing_but_text() -> None:
+    """Raw requests pass no parser: no chunk has thinking or tool calls, even where the answer begins."""
+    with FakeServer(answer=Answer(TEXT, thinking="Hm", tool_calls=[("look", {})])) as server:
+        text, last = complete(server, "<|user|>Hi\n<|assistant|>")
+    assert (text, last["eval_count"]) == (TEXT, 7)
+
+
+def test_a_continuation_counts_what_was_delivered_as_prompt() -> None:
+    """The prompt's tokens are the question's and the delivered ones, the generated ones only the rest."""
+    answer = Answer(["a", "b", "c", " d"], done_content="!", prompt_eval_count=5)
+    with FakeServer(answer=answer, template="prefill") as server:
+        said = [complete(server, f"<|assistant|>{begun}") for begun in ("", "ab", "abc d", "abc d!", "x y z")]
+        chat = ask(server, messages=[USER, BEGUN | {"content": "abc"}]).records[-1]
+    counts = [(text, last["prompt_eval_count"], last["eval_count"]) for text, last in said]
+    assert counts == [("abc d!", 5, 4), ("c d!", 7, 2), ("!", 9, 0), ("", 9, 0), ("abc d!", 8, 4)]
+    assert (chat["prompt_eval_count"], chat["eval_count"]) == (8, 1)
+
+
+def test_a_continuation_can_be_scripted() -> None:
+    """`continuation` answers raw requests and last messages of the assistant, and uses up no reply."""
+    with FakeServer(Answer("first"), answer=TEXT, continuation="Sure! one two") as server:
+        assert complete(server, "<|assistant|>one")[0] == "Sure! one two"
+        assert ask(server, messages=[USER, BEGUN]).text == "Sure! one two"
+        server.continuation = Status(500)
+        assert ask(server, messages=[USER, BEGUN]).status == 500
+        assert render(server, USER, BEGUN).endswith("<|assistant|>")
+        server.continuation = None
+        assert ask(server).text == "first"
+        assert complete(server, "<|assistant|>one")[0] == TEXT.removeprefix("one")
+
+
+def test_a_reply_of_ones_own_knows_what_was_delivered() -> None:
+    """`exchange.generation` has the rendered prompt and the part of the answer in it."""
+
+    class Echo(Reply):
+        def play(self, exchange: Exchange) -> None:
+            exchange.token(content=exchange.generation.delivered + "|" + exchange.generation.prompt)
+            exchange.done({})
+
+    with FakeServer(continuation=Echo()) as server:
+        assert complete(server, "<|user|>Hi\n<|assistant|>one")[0] == "one|<|user|>Hi\n<|assistant|>one"
+
+
+@pytest.mark.parametrize(
+    ("version", "renders"),
+    [("0.11.4", False), ("0.9.0", False), ("0.11.5", True), ("0.12.0-rc1", True), ("1.0.0", True)],
+)
+def test_servers_before_0_11_5_generate_instead_of_rendering(version: str, renders: bool) -> None:
+    """An old server ignores the flag, generates its answer within the options and keeps its script."""
+    with FakeServer(Answer("script"), answer=TEXT, continuation="else", version=version) as server:
+        options = {"num_predict": 1}
+        [record] = ask(server, messages=[USER, BEGUN], _debug_render_only=True, stream=False, options=options).records
+        assert ("_debug_info" in record, record["done"]) == (renders, not renders)
+        if not renders:
+            assert (record["message"]["content"], record["done_reason"]) == ("one", "length")
+        assert ask(server).text == "script"
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "reason", "count"),
+    [
+        ({"num_predict": 2}, "one two", "length", 2),
+        ({"num_predict": 4}, "one two three four", "length", 4),
+        ({"num_predict": 5}, "one two three four.", "stop", 4),
+        ({"num_predict": -1}, "one two three four.", "stop", 4),
+        ({"num_predict": 0, "stop": None}, "one two three four.", "stop", 4),
+        ({"stop": ["three"]}, "one two ", "stop", 3),
+        ({"stop": ["four", "wo t"]}, "one t", "stop", 2),
+        ({"stop": ["one"]}, "", "stop", 0),
+        ({"stop": [" two"]}, "one", "stop", 1),
+        ({"stop": ["."]}, "one two three four", "stop", 4),
+        ({"stop": ["five", ""]}, "one two three four.", "stop", 4),
+        ({"stop": ["three"], "num_predict": 2}, "one two", "length", 2),
+        ({"stop": ["two"], "num_predict": 2}, "one ", "stop", 2),
+        (None, "one two three four.", "stop", 4),
+    ],
+)
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_answer_keeps_to_the_options(options: Any, text: str, reason: str, count: int, streams: bool) -> None:
+    """`num_predict` ends the answer behind so many tokens, `stop` before the first of its strings."""
+    with FakeServer(answer=Answer("one two three four", done_content=".")) as server:
+        seen = ask(server, options=options, stream=streams)
+    last = seen.records[-1]
+    assert (seen.text, last["done_reason"], last["eval_count"]) == (text, reason, count)
+
+
+def test_a_stop_string_ends_thinking_and_tools_too() -> None:
+    """Thinking counts as tokens but is not searched, and no tool is called behind the stop."""
+    answer = Answer("one two", thinking="two", tool_calls=[("look", {})])
+    with FakeServer(answer=answer) as server:
+        stopped = [record["message"] for record in ask(server, options={"stop": ["two"]}).records]
+        thought = [record["message"] for record in ask(server, options={"num_predict": 1}).records]
+        whole = [record["message"] for record in ask(server, options={"num_predict": 9}).records]
+    assert [(message.get("thinking"), message["content"]) for message in stopped] == [
+        ("two", ""),
+        (None, "one"),
+        (None, " "),
+        (None, ""),
+    ]
+    assert [message.get("thinking") for message in thought] == ["two", None]
+    assert [len(message.get("tool_calls", [])) for message in whole] == [0, 0, 0, 1, 0]
+
+
+def test_a_stop_string_is_looked_for_only_behind_the_seam() -> None:
+    """A stop string that spans the seam is not found, as each request knows only what it generates."""
+    with FakeServer(answer=TEXT) as server:
+        text, last = complete(server, "<|assistant|>one tw", options={"stop": ["two", "five"], "num_predict": 6})
+    assert (text, last["done_reason"]) == ("o three four ", "stop")
+
+
+@pytest.mark.parametrize(
+    "body", [{"messages": "Hi"}, {"messages": [{"role": "user", "content": 1}]}, {"options": {"stop": "x"}}]
+)
+def test_a_field_of_the_wrong_type_is_the_callers_fault(body: dict[str, Any]) -> None:
+    """What Ollama cannot decode gets 400 and uses up no reply."""
+    with FakeServer(Answer(TEXT)) as server:
+        seen = ask(server, **body)
+        assert (seen.status, list(seen.records[0])) == (400, ["error"])
+        assert ask(server).text == TEXT
+
+
+GET_PS = b"GET /api/ps HTTP/1.1\r\nHost: fake\r\n\r\n"
+
+
+def test_a_load_is_silent_and_blocks_the_list_of_loaded_models() -> None:
+    """While a model loads its request and /api/ps wait, /api/version does not, until the load is finished."""
+    with (
+        FakeServer(Loading(Answer(TEXT))) as server,
+        closing(connect(server)) as client,
+        closing(connect(server)) as asking,
+    ):
+        client.sendall(encode())
+        assert server.wait_until(lambda: server.loading == 1)
+        asking.sendall(GET_PS)
+        assert server.wait_until(lambda: len(server.requests) == 2)
+        assert (get(server, "/api/version")[0], get(server, "/api/tags")[0]) == (200, 200)
+        assert (is_silent(client), is_silent(asking)) == (True, True)
+        for waiting in (client, asking):
+            waiting.settimeout(10)
+        server.finish_loading()
+        assert observe(client, b"").text == TEXT
+        assert [model["name"] for model in observe(asking, b"").records[0]["models"]] == ["fake:latest"]
+        assert (server.loading, server.aborted_loads, server.cancelled) == (0, 0, 0)
+
+
+def test_a_load_can_end_by_itself_and_be_broken_off_like_any_reply() -> None:
+    """A load with a time ends when it has passed, and a fault strikes behind it."""
+    loading = Loading(Answer(TEXT), seconds=0.01)
+    with FakeServer(loading, loading.then(Close(), after_tokens=1)) as server:
+        assert (ask(server).text, ask(server).text) == (TEXT, "one")
+        assert (server.loading, server.aborted_loads) == (0, 0)
+
+
+@pytest.mark.parametrize("speaks_tls", [False, True])
+def test_leaving_aborts_a_load(speaks_tls: bool) -> None:
+    """A client that leaves while the model loads is noticed at once, and the next load is a new one."""
+    context, trusting = contexts()
+    with FakeServer(Loading(Answer(TEXT)), Answer(TEXT), tls=context if speaks_tls else None) as server:
+        plain = connect(server)
+        client = trusting.wrap_socket(plain, server_hostname="127.0.0.1") if speaks_tls else plain
+        with closing(client):
+            client.sendall(encode() + b"more")
+            assert server.wait_until(lambda: server.loading == 1)
+        assert server.wait_until(lambda: server.aborted_loads == 1)
+        assert (server.loading, server.active, server.cancelled) == (0, 0, 1)
+
+
+def test_stopping_ends_loads_without_counting_them_as_aborted() -> None:
+    """A server that stops while a model loads lets nobody wait on."""
+    with (
+        FakeServer(Loading(Answer(TEXT))) as server,
+        closing(connect(server)) as client,
+        closing(connect(server)) as asking,
+    ):
+        client.sendall(encode())
+        assert server.wait_until(lambda: server.loading == 1)
+        asking.sendall(GET_PS)
+        assert server.wait_until(lambda: len(server.requests) == 2)
+        server.stop()
+        assert read_all(client) == b""
+        assert (server.loading, server.aborted_loads, server.cancelled) == (0, 0, 0)
+
+
+def test_what_a_server_shows_of_a_model_agrees() -> None:
+    """/api/tags, /api/ps and /api/show tell the same digest, details and context length of a model."""
+    with FakeServer(models={"a:1b": "d1"}, template="prefill") as server:
+        [tag], [loaded] = (json.loads(get(server, path)[1])["models"] for path in ("/api/tags", "/api/ps"))
+        shown = ask(server, "/api/show", model="a:1b").records[0]
+    assert tag == {name: loaded[name] for name in tag if name != "modified_at"} | {"modified_at": shown["modified_at"]}
+    assert shown["details"] == loaded["details"]
+    assert shown["model_info"]["llama.context_length"] == loaded["context_length"]
+    assert ("{{ if $new }}" in shown["template"], loaded["digest"]) == (True, "d1")
+
+
 def test_tls_carries_the_same_streams() -> None:
     """With a context the server speaks TLS, notices who leaves and survives a failed handshake."""
-    authority = trustme.CA()
-    context, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    authority.configure_trust(trusting)
+    context, trusting = contexts()
     with FakeServer(Answer(TEXT), Answer(TEXT).then(Stall(), after_tokens=5), tls=context) as server:
         assert server.url == f"https://127.0.0.1:{server.port}"
         with closing(connect(server)) as plain:

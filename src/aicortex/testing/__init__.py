@@ -16,6 +16,23 @@ successive requests for text, and every way in which a server can fail is a repl
     >>> server.requests[0].json["prompt"]
     'How?'
 
+**Continuing a broken answer.** The server continues as Ollama does: it renders a conversation for
+`_debug_render_only`, and to a raw prompt that ends with the beginning of an answer it sends the rest. With
+`template="prefill"` a last message of the assistant is continued too, `version="0.11.4"` cannot render, and
+`continuation=` is what the server says instead of the rest:
+
+    >>> with FakeServer(answer="Black holes form", continuation="Sure! Black holes form") as server:
+    ...     client = http.client.HTTPConnection(server.host, server.port)
+    ...     body = {"model": "fake", "prompt": "<|assistant|>Black holes", "raw": True, "stream": False}
+    ...     client.request("POST", "/api/generate", json.dumps(body))
+    ...     preamble = json.load(client.getresponse())["response"]
+    ...     server.continuation = None
+    ...     client.request("POST", "/api/generate", json.dumps(body))
+    ...     rest = json.load(client.getresponse())["response"]
+    ...     client.close()
+    >>> preamble, rest
+    ('Sure! Black holes form', ' form')
+
 **Where a fault strikes.** A fault alone strikes before the headers: `FakeServer(Reset())`. After an answer
 has begun it strikes with `Answer(...).then(fault, after_tokens=n)`, where `after_tokens=0` means that the
 headers are sent and nothing else, or with `after_bytes=n`, counted from the first byte of the status line;
@@ -24,13 +41,17 @@ request, `paths={"/api/ps": fault}` on one path.
 
 **When it has happened.** Nothing needs to sleep: `server.wait_for_disconnect()` returns as soon as a
 cancelled generation has reached the server, `server.wait_until(claim)` as soon as any claim about the server
-holds.
+holds. A load of the model, `Loading(reply)`, lasts until `server.finish_loading()`.
+
+**Between client and server.** A `Relay` stands in front of any server, fake or real, and cuts, stalls, delays,
+throttles or corrupts what passes.
 """
 
 from __future__ import annotations
 
 from aicortex.testing.clock import ManualClock
 from aicortex.testing.exchange import Exchange, Request
+from aicortex.testing.relay import Relay
 from aicortex.testing.replies import (
     Answer,
     Close,
@@ -38,6 +59,7 @@ from aicortex.testing.replies import (
     Garbage,
     Hang,
     InBandError,
+    Loading,
     Raw,
     Refuse,
     Reply,
@@ -57,9 +79,11 @@ __all__ = [
     "Garbage",
     "Hang",
     "InBandError",
+    "Loading",
     "ManualClock",
     "Raw",
     "Refuse",
+    "Relay",
     "Reply",
     "Request",
     "Reset",

@@ -6,6 +6,7 @@ far it has come, so that a reply can be cut at a token or a byte.
 
 from __future__ import annotations
 
+import selectors
 import socket
 import ssl
 import struct
@@ -15,11 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import formatdate
+from functools import cached_property
 from http.client import responses
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from aicortex.testing.generation import Generation, read_generation
 
 if TYPE_CHECKING:
     from aicortex.testing.server import FakeServer
@@ -103,6 +107,20 @@ class Connection:
             except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
                 return
 
+    def wait_for(self, bell: socket.socket, seconds: float | None) -> None:
+        """Wait until `bell` is readable, `seconds` at most, but raise `ClientGone` as for `wait`."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        self._socket.settimeout(0.0)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.register(bell, selectors.EVENT_READ)
+            while True:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not any(key.fileobj is self._socket for key, _ in selector.select(left)):
+                    return
+                with suppress(BlockingIOError, ssl.SSLWantReadError):
+                    self._receive()
+
     def write(self, data: bytes) -> None:
         """Send all of `data` in one write. Raise `ClientGone` if nobody is there to take it."""
         self._socket.settimeout(None)
@@ -171,8 +189,8 @@ class Exchange:
 
     `request` is what the client sent and `server` the `FakeServer`. `streams` says whether the client asked
     for a stream (Ollama streams unless told `"stream": false`), `headers_sent` whether a status line has gone
-    out, `finished` whether the whole answer has. Every method that writes or waits ends the reply when the
-    client has left.
+    out, `finished` whether the whole answer has, `is_loading` whether the model is still being loaded. Every
+    method that writes or waits ends the reply when the client has left.
     """
 
     def __init__(self, server: FakeServer, connection: Connection, request: Request) -> None:
@@ -181,6 +199,7 @@ class Exchange:
         self.streams = request.option("stream", True) is not False
         self.headers_sent = False
         self.finished = False
+        self.is_loading = False
         self.keeps_open = request.headers.get("connection", "").lower() != "close"
         self._connection = connection
         self._tokens = 0
@@ -190,6 +209,11 @@ class Exchange:
         self._sizes: Iterator[int] | None = None
         self._next_size = 0
         self._collected: dict[str, Any] = {}  # Any: JSON values
+
+    @cached_property
+    def generation(self) -> Generation:
+        """What the request asks for, with `prompt`, the rendered text, and `delivered`, the answer's part of it."""
+        return read_generation(self.request, self.server.template)
 
     def cut_at(self, *, tokens: float | None, size_bytes: int | None) -> None:
         """Raise `CutReached` after so many more tokens or bytes from now on; None lifts the limit."""
@@ -206,6 +230,13 @@ class Exchange:
         if seconds != 0.0:
             self.flush()
         self._connection.wait(seconds)
+
+    def load(self, seconds: float | None) -> None:
+        """Load the model, for `seconds` or, with None, until `FakeServer.finish_loading`. Nothing is sent."""
+        self.is_loading = True
+        with self.server.load() as finished:
+            self._connection.wait_for(finished, seconds)
+        self.is_loading = False
 
     def start_stream(self) -> None:
         """Send the headers of a stream alone, unless they are out. Ollama sends them with the first chunk."""

@@ -15,9 +15,10 @@ from typing import Any
 
 import msgspec
 
-from aicortex.testing.exchange import JSON_TYPE, CutReached, Exchange, Request
+from aicortex.testing.exchange import JSON_TYPE, CutReached, Exchange
+from aicortex.testing.generation import Generation
 
-ASSISTANT = "<|assistant|>"
+Parts = dict[str, Any]  # Any: the JSON values of one chunk: its content, thinking or tool calls
 
 
 def split_tokens(text: str) -> list[str]:
@@ -82,8 +83,14 @@ class Answer(Reply):
     the first chunk. `split` gives sizes in bytes for the writes to the socket, over and over: `split=[1]`
     sends byte by byte, `split=[65536]` many chunks at once.
 
-    `eval_count` is what the `done` record calls the generated tokens, by default the number of chunks.
-    To `raw` requests of /api/generate whose prompt ends with the beginning of `text`, the answer is its rest.
+    To a prompt that ends with the beginning of the text (a raw one, or a last message of the assistant on a
+    server whose template is "prefill") the answer is the rest of the text, without thinking; to any other
+    beginning it is the whole text, as from a model that starts over. A raw prompt never gets thinking or tool
+    calls. `options` of the request hold: `num_predict` ends the answer with the reason "length" as soon as so
+    many chunks are sent, `stop` before the first of its strings in the text which this request generates.
+
+    `prompt_eval_count` is what the `done` record calls the tokens of the question; those of a continued text
+    are added to it. `eval_count` is what it calls the generated tokens, by default the number of chunks.
     """
 
     text: str | Sequence[str] = ""
@@ -101,37 +108,70 @@ class Answer(Reply):
     def play(self, exchange: Exchange) -> None:
         if self.split:
             exchange.slice_into(self.split)
-        chunks = self._chunks(exchange.request)
+        delivered, chunks, last = self._continue(exchange.generation)
+        chunks, last, reason = self._limit(chunks, last, exchange.generation)
         exchange.pause(self.first_delay)
         for number, parts in enumerate(chunks):
             if number:
                 exchange.pause(self.delay)
             exchange.token(**parts)
         exchange.pause(self.delay)
-        exchange.done(self._final(len(chunks)), content=self.done_content)
+        exchange.done(self._final(delivered, len(chunks), reason), content=last)
 
-    def _chunks(self, request: Request) -> list[dict[str, Any]]:
-        tokens = _tokens(self.text)
-        if request.path == "/api/generate" and request.option("raw"):
-            prompt = str(request.option("prompt", ""))
-            return [{"content": token} for token in _rest(tokens, prompt.rpartition(ASSISTANT)[2])]
-        return [
-            *({"thinking": token} for token in _tokens(self.thinking)),
-            *({"content": token} for token in tokens),
-            *({"tool_calls": [_tool_call(index, *call)]} for index, call in enumerate(self.tool_calls)),
-        ]
+    def _continue(self, generation: Generation) -> tuple[int, list[Parts], str]:
+        """Return how many tokens the prompt holds already, the chunks to send, and the text of the last record."""
+        tokens, begun = _tokens(self.text), generation.delivered
+        size = len("".join(tokens))
+        if ("".join(tokens) + self.done_content).startswith(begun):
+            seen, tokens = _cut(tokens, len(begun))
+            last = self.done_content[max(0, len(begun) - size) :]
+        else:
+            seen, last = split_tokens(begun), self.done_content
+        chunks: list[Parts] = [{"content": token} for token in tokens]
+        if not generation.is_raw:
+            thinking = _tokens(self.thinking) if generation.begins else []
+            calls = [{"tool_calls": [_tool_call(index, *call)]} for index, call in enumerate(self.tool_calls)]
+            chunks = [*({"thinking": token} for token in thinking), *chunks, *calls]
+        return len(seen), chunks, last
 
-    def _final(self, chunks: int) -> dict[str, Any]:
+    def _limit(self, chunks: list[Parts], last: str, generation: Generation) -> tuple[list[Parts], str, str | None]:
+        """Return the chunks, the text of the last record and the reason for the end that the options leave."""
+        reason = self.done_reason
+        if generation.num_predict is not None and generation.num_predict <= len(chunks):
+            chunks, last, reason = chunks[: generation.num_predict], "", "length"
+        text = "".join(chunk.get("content", "") for chunk in chunks)
+        ends = [found for stop in generation.stop if stop and (found := (text + last).find(stop)) >= 0]
+        if not ends:
+            return chunks, last, reason
+        return _up_to(chunks, min(ends)), last[: max(0, min(ends) - len(text))], "stop"
+
+    def _final(self, delivered: int, chunks: int, reason: str | None) -> dict[str, Any]:
         generated = chunks if self.eval_count is None else self.eval_count
-        reason = {} if self.done_reason is None else {"done_reason": self.done_reason}
-        return reason | {
+        return ({} if reason is None else {"done_reason": reason}) | {
             "total_duration": 40_000_000 + 10_000_000 * generated,
             "load_duration": 10_000_000,
-            "prompt_eval_count": self.prompt_eval_count,
+            "prompt_eval_count": self.prompt_eval_count + delivered,
             "prompt_eval_duration": 30_000_000,
             "eval_count": generated,
             "eval_duration": 10_000_000 * generated,
         }
+
+
+@dataclass(frozen=True)
+class Loading(Reply):
+    """The model is loaded first, then `reply` is played.
+
+    Nothing is sent meanwhile and /api/ps keeps its callers waiting, while /api/version answers at once. The
+    load takes `seconds`, or until `FakeServer.finish_loading` is called; a client that leaves aborts it, which
+    `FakeServer.aborted_loads` counts.
+    """
+
+    reply: Reply
+    seconds: float | None = None
+
+    def play(self, exchange: Exchange) -> None:
+        exchange.load(self.seconds)
+        self.reply.play(exchange)
 
 
 @dataclass(frozen=True)
@@ -237,7 +277,10 @@ Stall = Hang
 
 @dataclass(frozen=True)
 class Reset(Reply):
-    """RST: the client gets `ECONNRESET`; on Linux, not on every system, behind all that was sent before."""
+    """RST: the client gets `ECONNRESET`; on Linux, not on every system, behind what was sent before.
+
+    What the client's system has not acknowledged is lost: of many chunks sent at once, those behind the first ten.
+    """
 
     def play(self, exchange: Exchange) -> None:
         exchange.reset()
@@ -274,18 +317,28 @@ def _tokens(text: str | Sequence[str]) -> list[str]:
     return split_tokens(text) if isinstance(text, str) else list(text)
 
 
-def _rest(tokens: Sequence[str], delivered: str) -> list[str]:
-    """Return the tokens behind `delivered`, or all of them if it is not their beginning."""
-    text = "".join(tokens)
-    if not text.startswith(delivered):
-        return list(tokens)
-    rest, position = [], 0
+def _cut(tokens: Sequence[str], size: int) -> tuple[list[str], list[str]]:
+    """Return the tokens of the first `size` characters and those behind; a token across the border is in both."""
+    before, behind = [], []
     for token in tokens:
-        unseen = token[max(0, len(delivered) - position) :]
-        position += len(token)
-        if unseen:
-            rest.append(unseen)
-    return rest
+        if size > 0:
+            before.append(token[:size])
+        if size <= 0 or len(token) > size:
+            behind.append(token[max(0, size) :])
+        size -= len(token)
+    return before, behind
+
+
+def _up_to(chunks: Sequence[Parts], size: int) -> list[Parts]:
+    """Return the chunks with the first `size` characters of the text, and all that come before its end."""
+    kept: list[Parts] = []
+    for chunk in chunks:
+        content = chunk.get("content", "")
+        if len(content) > size:
+            return [*kept, {"content": content[:size]}] if size else kept
+        kept.append(chunk)
+        size -= len(content)
+    return kept
 
 
 def _tool_call(index: int, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON values

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import selectors
 import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from aicortex.testing.exchange import ClientGone, Connection, Exchange, Request
-from aicortex.testing.replies import ASSISTANT, Answer, Refuse, Reply, Status
+from aicortex.testing.generation import TEMPLATES, Generation, read_generation
+from aicortex.testing.replies import Answer, Refuse, Reply, Status
 
 GENERATION_PATHS = ("/api/chat", "/api/generate")
+RENDERS_SINCE = (0, 11, 5)  # older servers ignore `_debug_render_only`
 MODIFIED_AT = "2026-01-01T00:00:00Z"
 DETAILS = {
     "parent_model": "",
@@ -35,20 +39,27 @@ class FakeServer:
     """An Ollama server on loopback that does what its script says, in threads of this process.
 
     `replies` script the successive requests to /api/chat and /api/generate; then every one gets `answer`.
-    Requests that Ollama would not generate for use up no reply: those for a model the server lacks (404),
-    without messages or prompt (loads the model), with `_debug_render_only` (returns `<|role|>content` lines,
-    the last one `<|assistant|>`), and those to /api/tags, /api/ps, /api/version, /api/show and /, which are
+    Requests that Ollama would not generate for use up no reply: those for a model the server lacks (404), with
+    a field of the wrong type (400), without messages or prompt (loads the model), with `_debug_render_only`
+    (returns the rendered prompt), and those to /api/tags, /api/ps, /api/version, /api/show and /, which are
     answered from `models`.
+
+    A conversation is rendered as lines `<|role|>content`, with `<think>…</think>` before the content where a
+    message has thinking, then `<|assistant|>`. `template` says what becomes of a last message of the assistant:
+    "chatml" closes it and a new answer begins, "prefill" ends the prompt with its content and the answer goes on
+    there. `continuation`, if given, is the reply to every request that asks for the rest of an answer: a `raw`
+    one, or one whose last message is the assistant's; such a request then uses up no reply. With a `version`
+    before 0.11.5 the server ignores `_debug_render_only`, as Ollama did, and generates `answer`.
 
     `models` are names, or a mapping of names to digests; by default a digest depends on the name alone.
     `everything` is the reply to every request whatever it asks, `paths` to every request for these paths;
-    both are attributes too, and what is set there holds from the next request on. `require` names headers
-    without which every request gets 401. `tls` is a server-side context. Use as a context manager, or call
-    `start` and `stop`.
+    like `continuation` they are attributes too, and what is set there holds from the next request on. `require`
+    names headers without which every request gets 401. `tls` is a server-side context. Use as a context manager,
+    or call `start` and `stop`. An unknown `template` raises `ValueError`.
 
     `requests` lists the requests in the order they came, complete when it lists them; `connections` counts
     those accepted, `active` the generations now being answered, `cancelled` those which the client left
-    before their end.
+    before their end, `loading` the loads under way (see `Loading`), `aborted_loads` those which the client left.
     """
 
     def __init__(
@@ -56,24 +67,32 @@ class FakeServer:
         *replies: Reply,
         models: Sequence[str] | Mapping[str, str] = ("fake:latest",),
         answer: str | Answer = "The quick brown fox jumps over the lazy dog.",
+        continuation: str | Reply | None = None,
+        template: str = "chatml",
         version: str = "0.33.0",
         tls: ssl.SSLContext | None = None,
         require: Mapping[str, str] | None = None,
         everything: Reply | None = None,
         paths: Mapping[str, Reply] | None = None,
     ) -> None:
+        if template not in TEMPLATES:
+            raise ValueError(f"there is no template {template!r}, only {', '.join(TEMPLATES)}")
+        self.continuation = Answer(continuation) if isinstance(continuation, str) else continuation
+        self.template = template
         self.everything = everything
         self.paths = dict(paths or {})
         self.requests: list[Request] = []
         self.connections = 0
         self.active = 0
         self.cancelled = 0
+        self.aborted_loads = 0
         self.host = "127.0.0.1"
         self.port = 0
         self._script = deque(replies)
         self._answer = Answer(answer) if isinstance(answer, str) else answer
         self._models = dict(models) if isinstance(models, Mapping) else {name: _digest(name) for name in models}
         self._version = version
+        self._renders = tuple(map(int, re.findall(r"\d+", version)[:3])) >= RENDERS_SINCE
         self._tls = tls
         self._require = {name.lower(): value for name, value in (require or {}).items()}
         self._changed = threading.Condition(threading.RLock())
@@ -83,11 +102,17 @@ class FakeServer:
         self._waker: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
         self._open: dict[Connection, threading.Thread] = {}
+        self._loads: list[socket.socket] = []
 
     @property
     def url(self) -> str:
         """The address, such as `http://127.0.0.1:40123`; the port is known once the server has started."""
         return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}"
+
+    @property
+    def loading(self) -> int:
+        """The number of loads under way."""
+        return len(self._loads)
 
     def start(self) -> None:
         """Listen, on the same port as before if the server has been started before."""
@@ -135,7 +160,7 @@ class FakeServer:
     def wait_until(self, claim: Callable[[], bool], timeout: float = 5.0) -> bool:
         """Wait until `claim()` holds, at most `timeout` seconds; return whether it does.
 
-        It is asked again whenever `requests`, `connections`, `active` or `cancelled` change.
+        It is asked again whenever `requests`, `connections` or one of the counts of generations and loads change.
         """
         with self._changed:
             return self._changed.wait_for(claim, timeout)
@@ -143,6 +168,32 @@ class FakeServer:
     def wait_for_disconnect(self, timeout: float = 5.0, *, count: int = 1) -> bool:
         """Wait until clients have left `count` generations before their end; return whether they have."""
         return self.wait_until(lambda: self.cancelled >= count, timeout)
+
+    def finish_loading(self) -> None:
+        """End every load now under way: the replies behind them begin, and /api/ps answers again."""
+        with self._changed:
+            for bell in self._loads:
+                bell.send(b"!")
+
+    def wait_for_loads(self) -> None:
+        """Wait until no load is under way."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._loads)
+
+    @contextmanager
+    def load(self) -> Iterator[socket.socket]:
+        """Count as loading a model; give a socket that is readable as soon as `finish_loading` is called."""
+        finished, bell = socket.socketpair()
+        with finished, bell:
+            with self._changed:
+                self._loads.append(bell)
+                self._changed.notify_all()
+            try:
+                yield finished
+            finally:
+                with self._changed:
+                    self._loads.remove(bell)
+                    self._changed.notify_all()
 
     def _spawn(self, work: Callable[..., None], *args: object) -> threading.Thread:
         return threading.Thread(target=work, args=args, name=f"FakeServer {self.port}", daemon=True)
@@ -222,8 +273,10 @@ class FakeServer:
             left = True
         finally:
             with self._changed:
+                gone = left and not connection.interrupted
                 self.active -= generates
-                self.cancelled += generates and left and not (exchange.finished or connection.interrupted)
+                self.cancelled += generates and gone and not exchange.finished
+                self.aborted_loads += gone and exchange.is_loading
                 self._changed.notify_all()
         return exchange.keeps_open and not left
 
@@ -244,11 +297,22 @@ class FakeServer:
         if _tagged(request.model) not in map(_tagged, self._models):
             return Status(404)
         if request.path == "/api/show":
-            return Status(200, _show())
-        if request.option("_debug_render_only"):
-            return Status(200, _rendered(request))
+            return Status(200, _show(self.template))
+        try:
+            generation = read_generation(request, self.template)
+        except ValueError as error:
+            return Status(400, {"error": str(error)})
+        if request.option("_debug_render_only") and self._renders:
+            return Status(200, _rendered(request, generation))
         if not request.option("messages" if request.path == "/api/chat" else "prompt"):
             return Status(200, _loaded(request))
+        return self._choose_generation(request, generation)
+
+    def _choose_generation(self, request: Request, generation: Generation) -> Reply:
+        if request.option("_debug_render_only"):
+            return self._answer
+        if generation.continues and self.continuation is not None:
+            return self.continuation
         return self._script.popleft() if self._script else self._answer
 
     def _catalogue(self, request: Request) -> Reply:
@@ -264,8 +328,19 @@ class FakeServer:
             return Status(200, {"models": [model | {"modified_at": MODIFIED_AT} for model in models]})
         if request.method == "GET" and request.path == "/api/ps":
             loaded = {"expires_at": "2318-01-01T00:00:00Z", "size_vram": 0, "context_length": CONTEXT_LENGTH}
-            return Status(200, {"models": [model | loaded for model in models]})
+            return _AfterLoads(Status(200, {"models": [model | loaded for model in models]}))
         return Status(404, "404 page not found")
+
+
+@dataclass(frozen=True)
+class _AfterLoads(Reply):
+    """A reply that waits for the model to be loaded, as Ollama's list of loaded models does."""
+
+    reply: Reply
+
+    def play(self, exchange: Exchange) -> None:
+        exchange.server.wait_for_loads()
+        self.reply.play(exchange)
 
 
 def _digest(name: str) -> str:
@@ -276,20 +351,18 @@ def _tagged(name: str) -> str:
     return name if ":" in name else f"{name}:latest"
 
 
-def _show() -> dict[str, Any]:  # Any: JSON values
+def _show(template: str) -> dict[str, Any]:  # Any: JSON values
     return {
         "modified_at": MODIFIED_AT,
-        "template": "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}\n{{ end }}" + ASSISTANT,
+        "template": TEMPLATES[template],
         "details": DETAILS,
         "model_info": {"general.architecture": "llama", "llama.context_length": CONTEXT_LENGTH},
         "capabilities": ["completion", "tools", "thinking"],
     }
 
 
-def _rendered(request: Request) -> dict[str, Any]:  # Any: JSON values
-    messages = request.option("messages") or [{"role": "user", "content": request.option("prompt", "")}]
-    lines = [f"<|{message.get('role')}|>{message.get('content', '')}" for message in messages]
-    debug = {"rendered_template": "\n".join([*lines, ASSISTANT]), "image_count": 0}
+def _rendered(request: Request, generation: Generation) -> dict[str, Any]:  # Any: JSON values
+    debug = {"rendered_template": generation.prompt, "image_count": 0}
     return {"model": request.model, "created_at": MODIFIED_AT, "done": False, "_debug_info": debug}
 
 

@@ -47,6 +47,8 @@ def _nothing_known_yet() -> Iterator[None]:
         fleet._alive.clear()
     if client is not None:
         client.POOL.clear()
+        client.MEMORY.clear()
+        client.BUDGET.__init__()
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from aicortex import ModelNotFoundError, RequestRejectedError, StreamInterruptedError, chat
-from aicortex.testing import Answer, Close, FakeServer, Status
+from aicortex._core.hedging import Budget
+from aicortex.testing import Answer, Close, FakeServer, Hang, Status, split_tokens
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
 def sent(prompt: str | None = "Hi", **arguments: Any) -> dict[str, Any]:
@@ -61,6 +64,20 @@ def test_everything_that_can_be_sent() -> None:
         "seed": 3,
     }
     assert (body["model"], body["think"], body["keep_alive"]) == ("fake", "low", "5m")
+
+
+@pytest.mark.parametrize("shape", ["json", SCHEMA])
+def test_tools_and_format_are_passed_through(shape: str | dict[str, Any]) -> None:
+    """Schemas reach the server as they are, and an empty list of tools is none."""
+    body = sent(tools=(TOOL,), format=shape)
+    assert (body["tools"], body["format"]) == ([TOOL], shape)
+    assert "tools" not in sent(tools=[])
+
+
+def test_what_is_the_clients_own_is_not_sent() -> None:
+    """How to go on, when to ask a second server and how slow is too slow are nothing a server needs to know."""
+    body = sent(resume="continue", hedge_after=5, min_tokens_per_second=0.5)
+    assert set(body) == {"model", "messages", "stream"}
 
 
 def test_images_go_with_the_last_user_message(tmp_path: Path) -> None:
@@ -114,6 +131,21 @@ def test_the_callers_messages_are_not_changed() -> None:
         ({"stall_timeout": float("inf")}, "stall_timeout must be a number"),
         ({"servers": []}, "servers is empty"),
         ({"servers": [""]}, "servers is empty"),
+        ({"resume": "always"}, "resume must be 'continue' or 'never', not 'always'"),
+        ({"resume": True}, "resume must be"),
+        ({"hedge_after": -1}, "hedge_after must be at least 0"),
+        ({"hedge_after": "soon"}, "hedge_after must be a number"),
+        ({"hedge_after": True}, "hedge_after must be a number"),
+        ({"hedge_after": 1e10}, "hedge_after must be at most"),
+        ({"min_tokens_per_second": -0.1}, "min_tokens_per_second must be at least 0"),
+        ({"min_tokens_per_second": float("nan")}, "min_tokens_per_second must be a number"),
+        ({"min_tokens_per_second": "few"}, "min_tokens_per_second must be a number"),
+        ({"tools": "add"}, "tools is a list"),
+        ({"tools": ["add"]}, "tools is a list"),
+        ({"tools": [{"type": object()}]}, "must be JSON"),
+        ({"format": "yaml"}, "format must be 'json'"),
+        ({"format": {}}, "format must be 'json'"),
+        ({"format": {"type": object()}}, "must be JSON"),
         ({"servers": [1]}, "list of addresses"),
         ({"keep_alive": object()}, "keep_alive must be a number"),
         ({"stall_timeout": 1e10}, "stall_timeout must be at most"),
@@ -157,10 +189,60 @@ def test_without_stream_errors_are_raised_by_chat() -> None:
     """The plain call raises what the stream would."""
     with FakeServer(Answer("one two three").then(Close(), after_tokens=2)) as server:
         with pytest.raises(StreamInterruptedError) as caught:
-            chat("Hi", servers=[server.url])
+            chat("Hi", servers=[server.url], resume="never")
         assert caught.value.partial == "one two"
     with (
         FakeServer(Status(400, {"error": '"fake" does not support tools'})) as server,
         pytest.raises(RequestRejectedError, match="does not support tools"),
     ):
         chat("Hi", servers=[server.url])
+
+
+ANSWER = "One two three four five."
+BREAKING = Answer(ANSWER).then(Close(), after_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "argument", "goes_on"),
+    [
+        (None, None, True),
+        ("", None, True),
+        ("continue", None, True),
+        ("never", None, False),
+        (" never ", None, False),
+        ("never", "continue", True),
+        ("continue", "never", False),
+        (None, "never", False),
+        ("always", "continue", True),
+    ],
+)
+def test_whether_answers_are_continued(
+    setting: str | None, argument: Any, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AICORTEX_RESUME holds where a call does not say, and the default is to go on."""
+    if setting is not None:
+        monkeypatch.setenv("AICORTEX_RESUME", setting)
+    with FakeServer(BREAKING) as one, FakeServer(answer=ANSWER) as two:
+        servers = [one.url, two.url]
+        if goes_on:
+            assert chat("Hi", servers=servers, resume=argument) == ANSWER
+            return
+        with pytest.raises(StreamInterruptedError) as caught:
+            chat("Hi", servers=servers, resume=argument)
+    assert caught.value.partial == "".join(split_tokens(ANSWER)[:2])
+
+
+def test_a_wrong_setting_is_told_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C1: a mistake in the environment is a ValueError that names the variable, before any request."""
+    monkeypatch.setenv("AICORTEX_RESUME", "always")
+    with FakeServer() as server, pytest.raises(ValueError, match=r"^AICORTEX_RESUME: resume must be 'continue' or"):
+        chat("Hi", servers=[server.url])
+    assert server.requests == []
+
+
+def test_hedge_after_nothing_asks_two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """hedge_after=0 is allowed: the second server is asked at once."""
+    monkeypatch.setattr("aicortex._sync.client.BUDGET", Budget())  # that of the process has a past
+    with FakeServer(Hang()) as one, FakeServer(answer=ANSWER) as two:
+        assert chat("Hi", servers=[one.url, two.url], hedge_after=0) == ANSWER
+        assert one.wait_for_disconnect(1)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -53,15 +54,36 @@ def test_chat_answers_and_says_who_did() -> None:
     assert [row["url"] for row in list_model_servers(embedded.model_name())] == ["embedded"]
 
 
-def test_the_engine_killed_in_mid_answer() -> None:
-    """kill -9 of the engine: what came is kept, the error is clear and quick, and the next question is answered."""
-    stream = chat(LONG, stream=True)
-    words = stream.tokens()
-    first = [next(words) for _ in range(3)]
+def kill_the_engine() -> int:
     assert embedded._running is not None
     pid = embedded._running._process.pid
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(StreamInterruptedError, match=r"^Stream interrupted after \d+ characters by embedded") as caught:
+    return pid
+
+
+def test_the_engine_killed_in_mid_answer() -> None:
+    """kill -9 of the engine: it is started again and goes on, and a greedy answer is the same to the byte."""
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+    uninterrupted = chat(LONG, **asked)
+    stream = chat(LONG, stream=True, **asked)
+    words = stream.tokens()
+    first = [next(words) for _ in range(3)]
+    pid = kill_the_engine()
+    assert stream.text() == uninterrupted
+    assert uninterrupted.startswith("".join(first))
+    metas = [event.meta for event in stream.events if event.type == "meta" and event.meta]
+    found = [meta for meta in metas if meta["kind"] == "resumed"]
+    assert [(meta["server"], meta["rung"], meta["same_weights"]) for meta in found] == [("embedded", "raw", True)]
+    assert wait_until_gone(pid)
+
+
+def test_the_engine_killed_and_nobody_wants_it_to_go_on() -> None:
+    """With resume="never" what came is kept, the error is clear, and the next question is answered."""
+    stream = chat(LONG, stream=True, resume="never")
+    words = stream.tokens()
+    first = [next(words) for _ in range(3)]
+    pid = kill_the_engine()
+    with pytest.raises(StreamInterruptedError, match=r"^Stream interrupted after \d+ characters: embedded") as caught:
         stream.text()
     assert caught.value.partial.startswith("".join(first))
     assert chat("Say hello.", max_tokens=5)

@@ -12,7 +12,7 @@ import pytest
 import aicortex
 from aicortex import Attempt, Result, StreamEvent, chat, errors
 from aicortex._core import failover
-from aicortex._core.faults import FIRST_TOKEN, STREAM
+from aicortex._core.faults import FIRST_TOKEN, RESUME, STREAM
 from aicortex._sync.connection import CONNECT, SEND
 from aicortex.testing import Answer, FakeServer, Status
 
@@ -122,7 +122,7 @@ def test_every_failure_kind_is_documented() -> None:
 def test_every_phase_is_documented() -> None:
     """The phases that an attempt can fail in stand in the row of `phase`."""
     (row,) = re.findall(r"^\| `phase` \|(.*)\|$", EVENTS, re.MULTILINE)
-    assert set(re.findall(r"`([a-z ]+)`", row)) == {CONNECT, SEND, FIRST_TOKEN, STREAM}
+    assert set(re.findall(r"`([a-z ]+)`", row)) == {CONNECT, SEND, FIRST_TOKEN, STREAM, RESUME}
 
 
 def test_every_error_class_is_documented() -> None:

@@ -57,14 +57,24 @@ def test_file_writer_with_the_embedded_engine(tmp_path: Path, short_server: Fake
     assert out == f"{path}: {len(text)} characters from llama3.2:3b at {short_server.url}\n"
 
 
-def test_file_writer_interrupted(tmp_path: Path) -> None:
+def test_file_writer_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that breaks off leaves its beginning in the file, and the exit status says so."""
+    monkeypatch.setenv("AICORTEX_RESUME", "never")
     path = tmp_path / "essay.txt"
     with FakeServer(Answer(TEXT).then(Close(), after_tokens=3)) as server:
         status, out, err = run("file_writer.py", "Hi", str(path), server=server)
     assert (status, out) == (1, "")
     assert path.read_text("utf-8") == "The quick brown"
     assert f"{path} is not the whole answer: Stream interrupted after 15 characters" in err
+
+
+def test_file_writer_continued(tmp_path: Path) -> None:
+    """An answer that breaks off and goes on, here at the same server a second later, is whole in the file."""
+    path = tmp_path / "essay.txt"
+    with FakeServer(Answer(TEXT).then(Close(), after_tokens=3)) as server:
+        status, _, err = run("file_writer.py", "Hi", str(path), server=server)
+    assert (status, path.read_text("utf-8")) == (0, TEXT)
+    assert err.startswith(f"warning: {server.url}: ")
 
 
 def test_progress_counter() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import ssl
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,7 +18,19 @@ import pytest
 import trustme
 
 from aicortex import AllServersFailedError, Stream, StreamCancelledError, StreamEvent, StreamInterruptedError, chat
-from aicortex.testing import Answer, Close, Exchange, FakeServer, Hang, Reply, Reset, Stall, Status, split_tokens
+from aicortex.testing import (
+    Answer,
+    Close,
+    Exchange,
+    FakeServer,
+    Hang,
+    InBandError,
+    Reply,
+    Reset,
+    Stall,
+    Status,
+    split_tokens,
+)
 
 TEXT = "Seven planets have rings or moons, and two have neither of them at all."
 STALLING = Answer(TEXT).then(Stall(), after_tokens=5)
@@ -296,7 +310,7 @@ def test_heartbeats_are_no_chunks(data: bytes) -> None:
     """A server that keeps the line warm and says nothing has stalled."""
     with FakeServer(Drip(data)) as server:
         with pytest.raises(StreamInterruptedError, match="stalled") as caught:
-            ask(server, stall_timeout=0.3).text()
+            ask(server, stall_timeout=0.3, resume="never").text()
         assert server.wait_for_disconnect(1)
     assert caught.value.partial == "Seven"
 
@@ -384,3 +398,197 @@ def test_repr_shows_no_text() -> None:
         stream = ask(server)
         stream.text()
     assert repr(stream) == f"<Stream done, {len(stream.events)} events>"
+
+
+def kinds(stream: Stream) -> list[tuple[str, str]]:
+    return [(attempt.server, attempt.kind) for attempt in stream.result.attempts]
+
+
+def read_five(stream: Stream) -> None:
+    words = stream.tokens()
+    for _ in range(5):
+        next(words)
+
+
+def test_move_between_tokens() -> None:
+    """move() leaves the server at once, another one goes on, and the text is whole."""
+    with FakeServer(STALLING) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two)
+        read_five(stream)
+        assert stream.move()
+        assert one.wait_for_disconnect(1)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "moved"), (two.url, "ok")]
+    found = [event.meta["kind"] for event in stream.events if event.type == "meta" and event.meta]
+    assert found == ["connected", "moved", "connected", "resumed", "stats"]
+    assert [event.index for event in stream.events if event.type == "token"] == list(range(len(split_tokens(TEXT))))
+    assert "error" not in [event.type for event in stream.events]
+
+
+def test_move_wakes_a_blocked_reader() -> None:
+    """move() from another thread: the reader that waits for a silent server goes on at the next one."""
+    with FakeServer(STALLING) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two)
+        has_five = threading.Event()
+        seen: list[StreamEvent] = []
+
+        def read() -> None:
+            for event in stream:
+                seen.append(event)
+                if event.index == 4:
+                    has_five.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert has_five.wait(5)
+        assert stream.move()
+        reader.join(5)
+        assert not reader.is_alive()
+        assert one.wait_for_disconnect(1)
+        assert stream.text() == TEXT
+    assert seen == list(stream.events)
+
+
+def test_move_from_a_signal_handler() -> None:
+    """A handler that runs while the same thread reads may move the stream without a deadlock."""
+    with FakeServer(STALLING) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two)
+        read_five(stream)
+        previous = signal.signal(signal.SIGUSR1, lambda *_: stream.move())
+        try:
+            timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+            timer.start()
+            assert stream.text() == TEXT
+            timer.join()
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+        assert kinds(stream) == [(one.url, "moved"), (two.url, "ok")]
+
+
+@pytest.mark.parametrize("resume", ["continue", "never"])
+def test_move_before_the_first_token(resume: str) -> None:
+    """A server that has said nothing yet is left as well, and nothing needs to be continued."""
+    with FakeServer(Hang()) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, resume=resume)
+        assert one.wait_until(lambda: one.active == 1)
+        assert stream.move()
+        assert stream.text() == TEXT
+        assert one.wait_for_disconnect(1)
+        assert kinds(stream) == [(one.url, "moved"), (two.url, "ok")]
+
+
+def test_move_and_back() -> None:
+    """The server that was left is the last choice, and still one."""
+    stalls_again = Answer(TEXT).then(Stall(), after_tokens=4)
+    with FakeServer(STALLING, answer=TEXT) as one, FakeServer(continuation=stalls_again) as two:
+        stream = ask(one, two)
+        read_five(stream)
+        assert stream.move()
+        words = stream.tokens()
+        for _ in range(7):
+            next(words)
+        assert stream.move()
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "moved"), (two.url, "moved"), (one.url, "ok")]
+        assert two.wait_for_disconnect(1)
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_move_with_nowhere_to_go_changes_nothing(servers: int) -> None:
+    """False where no other server can take over: there is none, or text was shown and resuming is not wanted."""
+    with FakeServer(Answer(TEXT, delay=0.005)) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(*[one, two][:servers], resume="never")
+        read_five(stream)
+        before = list(stream.events)
+        assert not stream.move()
+        assert list(stream.events) == before
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "ok")]
+
+
+def test_move_is_false_where_the_answer_cannot_be_continued() -> None:
+    """An answer bound by a format and sampled stays where it is."""
+    with FakeServer(Answer(TEXT, delay=0.005)) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, format="json")
+        read_five(stream)
+        assert not stream.move()
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "ok")]
+
+
+def test_move_after_the_end() -> None:
+    """A stream that is whole, failed or cancelled has nothing to move."""
+    with FakeServer(answer=TEXT) as one, FakeServer(answer=TEXT) as two:
+        whole = ask(one, two)
+        assert whole.text() == TEXT
+        cancelled = ask(one, two)
+        cancelled.cancel()
+        for stream in (whole, cancelled):
+            before = list(stream.events)
+            assert not stream.move()
+            assert list(stream.events) == before
+    assert whole.text() == TEXT
+
+
+def test_two_threads_see_everything_while_the_stream_goes_on_elsewhere() -> None:
+    """C10: one server breaks, the next one is moved away from, and each of two readers sees every event once."""
+    text = "word" + " more" * 399
+    breaks = Answer(text).then(Close(), after_tokens=100)
+    goes_on = Answer(text, delay=0.0005).then(Stall(), after_tokens=100)
+    with FakeServer(breaks) as one, FakeServer(continuation=goes_on) as two, FakeServer(answer=text) as three:
+        stream = ask(one, two, three)
+        has_more = threading.Event()
+        seen: list[list[StreamEvent]] = [[], []]
+
+        def read(mine: list[StreamEvent]) -> None:
+            for event in stream:
+                mine.append(event)
+                if event.index == 150:
+                    has_more.set()
+
+        readers = [threading.Thread(target=read, args=(mine,)) for mine in seen]
+        for reader in readers:
+            reader.start()
+        assert has_more.wait(5)
+        assert stream.move()
+        for reader in readers:
+            reader.join(10)
+        assert kinds(stream) == [(one.url, "truncated"), (two.url, "moved"), (three.url, "ok")]
+    assert seen[0] == seen[1] == list(stream.events)
+    assert "".join(event.content or "" for event in seen[0] if event.type == "token") == text
+
+
+FAULTS = (Reset(), Close(), Stall(), Status(500), InBandError())
+
+
+def fault_at_random(chance: random.Random) -> Reply:
+    answer = Answer(TEXT, first_delay=chance.choice([0, 0.005]), delay=chance.choice([0, 0.001]))
+    return answer.then(chance.choice(FAULTS), after_tokens=chance.randrange(10))
+
+
+def cancel_at_random(chance: random.Random) -> None:
+    """Let three servers fail as it comes, cancel from another thread, and check that all are free again."""
+    first, second, third = (fault_at_random(chance) for _ in range(3))
+    with (
+        FakeServer(first, answer=TEXT) as one,
+        FakeServer(continuation=second, answer=TEXT) as two,
+        FakeServer(continuation=third, answer=TEXT) as three,
+    ):
+        limits = {"stall_timeout": 0.05, "first_token_timeout": 0.05, "hedge_after": chance.choice([None, 0.003])}
+        stream = ask(one, two, three, **limits)
+        timer = threading.Timer(chance.uniform(0, 0.05), stream.cancel)
+        timer.start()
+        with suppress(StreamCancelledError, StreamInterruptedError, AllServersFailedError):
+            stream.text()
+        timer.join()
+        assert stream.done
+        for server in (one, two, three):
+            assert server.wait_until(lambda server=server: server.active == 0, 1)  # type: ignore[misc]
+        assert TEXT.startswith(stream.text_so_far)
+
+
+def test_cancel_at_any_moment_frees_every_server() -> None:
+    """C11: whatever goes wrong at the time, nothing is being generated a second after cancel()."""
+    chance = random.Random(20261122)
+    for _ in range(40):
+        cancel_at_random(chance)

@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
 from aicortex._core.failover import Deadlines
-from aicortex._core.ollama import chat_body
+from aicortex._core.question import Question
 from aicortex._sync.client import Exchange
 from aicortex.fleet import find_servers, plan
-from aicortex.request import check_deadlines, check_model, collect_messages, collect_options
+from aicortex.request import (
+    check_deadlines,
+    check_model,
+    check_resume,
+    check_shape,
+    collect_messages,
+    collect_options,
+)
+from aicortex.settings import resumes_by_default
 from aicortex.stream import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
     from aicortex._core.server import Server
-    from aicortex.request import Image, MessageDict, Options
+    from aicortex.request import Format, Image, MessageDict, Options, Tool
 
     class ChatArguments(TypedDict, total=False):
         """The keyword arguments of `chat`, for type checkers."""
@@ -32,12 +40,17 @@ if TYPE_CHECKING:
         stop: str | Sequence[str] | None
         seed: int | None
         options: Options | None
+        tools: Sequence[Tool] | None
+        format: Format | None
         keep_alive: str | float | None
         servers: Sequence[str | Server] | str | Server | None
+        resume: Literal["continue", "never"] | None
+        hedge_after: float | None
         timeout: float | None
         first_token_timeout: float
         connect_timeout: float
         stall_timeout: float
+        min_tokens_per_second: float | None
 
 
 @overload
@@ -59,12 +72,17 @@ def chat(
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
     options: Options | None = None,
+    tools: Sequence[Tool] | None = None,
+    format: Format | None = None,
     keep_alive: str | float | None = None,
     servers: Sequence[str | Server] | str | Server | None = None,
+    resume: Literal["continue", "never"] | None = None,
+    hedge_after: float | None = None,
     timeout: float | None = None,
     first_token_timeout: float = 120.0,
     connect_timeout: float = 5.0,
     stall_timeout: float = 30.0,
+    min_tokens_per_second: float | None = None,
 ) -> Stream | str:
     """Ask a model and return its answer: as text, or with `stream=True` as a `Stream` of events.
 
@@ -72,15 +90,20 @@ def chat(
     user's message; `system` goes in front, `images` (paths, bytes or data URLs) belong to the last user message.
     `think` asks a thinking model to think, or not to. `temperature`, `top_p`, `max_tokens`, `stop` and `seed` are
     what Ollama calls temperature, top_p, num_predict, stop and seed; `options` takes any other of its options.
-    `keep_alive` is how long the server keeps the model in memory ("5m", seconds, 0, -1).
+    `tools` are JSON schemas of functions, whose calls are events and are not run; `format` is "json" or a JSON schema
+    that binds the answer. `keep_alive` is how long the server keeps the model in memory ("5m", seconds, 0, -1).
 
     `servers` are addresses or `Server` objects, best first; without them AICORTEX_SERVERS, the local Ollama and the
     embedded engine are looked at, in this order. Without `model` AICORTEX_MODEL is used, or else a model they have.
-    A server that fails before anything was delivered is followed by the next one.
+    A server that fails is followed by the next one, which goes on with the answer where it stopped; with
+    `resume="never"` (or AICORTEX_RESUME) an answer that broke off after text was delivered ends in
+    StreamInterruptedError. With `hedge_after` seconds a second idle server is asked as well when the first token is
+    late, and the first to speak gives the answer.
 
-    Deadlines are seconds: `connect_timeout` for a connection, `first_token_timeout` for the first token (a short one
-    aborts the loading of a model), `stall_timeout` for silence between chunks, `timeout` for the whole answer. Asking
-    the servers which models they have (2 s at most) and starting the embedded engine do not count.
+    Deadlines are seconds: `connect_timeout` for a connection, `first_token_timeout` for the first token (a server that
+    is loading the model is waited for longer, up to 300 s), `stall_timeout` for silence between chunks, `timeout` for
+    the whole answer. A server that stays below `min_tokens_per_second` is left if another one can go on. Asking the
+    servers which models they have (2 s at most) and starting the embedded engine do not count.
 
     Raises ValueError or TypeError for wrong arguments, and ModelNotFoundError (a ValueError, with close matches) when
     no server has the model. What servers do wrong shows in the stream: see `Stream`. Without `stream=True` it is
@@ -88,12 +111,16 @@ def chat(
     """
     asked = collect_messages(prompt, messages, system, images)
     chosen = collect_options(options, temperature, top_p, max_tokens, stop, seed)
-    limits = Deadlines(connect_timeout, first_token_timeout, stall_timeout, timeout)
-    check_deadlines(limits)
+    limits = Deadlines(connect_timeout, first_token_timeout, stall_timeout, timeout, min_tokens_per_second)
+    check_deadlines(limits, hedge_after)
     check_model(model, think, keep_alive)
+    check_shape(tools, format)
+    resumes = check_resume(resume) if resume is not None else resumes_by_default()
     route = plan(model, find_servers(servers))
-    body = chat_body(route.model, asked, think=think, options=chosen, keep_alive=keep_alive)
-    exchange = Exchange(route.servers, "/api/chat", body, model=route.model, deadlines=limits)
+    question = Question(route.model, asked, think, chosen, keep_alive, [*tools] if tools else None, format)
+    exchange = Exchange(
+        route.servers, question, deadlines=limits, digests=route.digests, resume=resumes, hedge_after=hedge_after
+    )
     if route.failures:
         exchange.refuse(route.failures)
     exchange.start()

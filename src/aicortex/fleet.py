@@ -177,11 +177,15 @@ def _outcome(server: Server, ask: Callable[[Server], T]) -> T | Failure:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Which model, and which servers in order of preference; `failures` when no server could be asked for one."""
+    """Which model, and which servers in order of preference; `failures` when no server could be asked for one.
+
+    `digests` name the weights that each server has under this name, "" where it did not say.
+    """
 
     model: str
     servers: list[Server]
     failures: list[Failure] = []
+    digests: list[str] = []
 
 
 def plan(model: str | None, servers: Sequence[Server]) -> Plan:
@@ -203,7 +207,12 @@ def plan(model: str | None, servers: Sequence[Server]) -> Plan:
         raise _not_found(model, lists)
     silent = [server for server in servers if server not in lists]
     lacking = [server for server in lists if having and server not in having]
-    return Plan(model, [*having, *silent, *lacking])
+    order = [*having, *silent, *lacking]
+    return Plan(model, order, digests=[_digest(lists.get(server, ()), model) for server in order])
+
+
+def _digest(models: Sequence[Model], name: str) -> str:
+    return next((model.digest for model in models if full_name(model.name) == full_name(name)), "")
 
 
 def _noted(server: Server) -> tuple[Model, ...]:

@@ -15,7 +15,10 @@ from aicortex._core.failover import Deadlines
 Image: TypeAlias = "str | bytes | os.PathLike[str]"
 MessageDict: TypeAlias = Mapping[str, Any]  # Any: JSON of the caller's making
 Options: TypeAlias = Mapping[str, Any]  # Any: whatever the server's runner takes
+Tool: TypeAlias = dict[str, Any]  # Any: a JSON schema
+Format: TypeAlias = "str | dict[str, Any]"  # Any: a JSON schema
 ROLES = ("system", "user", "assistant", "tool")
+RESUME = ("continue", "never")
 THINK = (None, True, False, "low", "medium", "high")
 LONGEST_SECONDS = 1_000_000  # eleven days; the system's own timers overflow somewhere above
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
@@ -133,8 +136,31 @@ def check_model(model: str | None, think: bool | str | None, keep_alive: str | f
         _number("keep_alive", keep_alive)
 
 
-def check_deadlines(limits: Deadlines) -> None:
-    """Refuse deadlines that are not seconds."""
+def check_shape(tools: Sequence[Tool] | None, format: Format | None) -> None:
+    """Refuse tools that are no JSON schemas of functions, and a format that is neither "json" nor a schema."""
+    if tools is not None and (isinstance(tools, str) or not all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError("tools is a list of JSON schemas, such as [{'type': 'function', 'function': {…}}]")
+    if format is not None and format != "json" and not (isinstance(format, dict) and format):
+        raise ValueError("format must be 'json' or a JSON schema")
+    try:
+        msgspec.json.encode([tools, format])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tools and format must be JSON: {error}") from error
+
+
+def check_resume(resume: str) -> bool:
+    """Return whether a broken answer is continued; refuse what is neither "continue" nor "never"."""
+    if resume not in RESUME:
+        raise ValueError(f"resume must be 'continue' or 'never', not {resume!r}")
+    return resume == "continue"
+
+
+def check_deadlines(limits: Deadlines, hedge_after: float | None = None) -> None:
+    """Refuse deadlines that are not seconds, and a pace that is no number of tokens."""
+    if hedge_after is not None:
+        _number("hedge_after", hedge_after, at_least=0, at_most=LONGEST_SECONDS)
+    if limits.pace is not None:
+        _number("min_tokens_per_second", limits.pace, at_least=0)
     _number("connect_timeout", limits.connect, above=0, at_most=LONGEST_SECONDS)
     _number("first_token_timeout", limits.first_token, above=0, at_most=LONGEST_SECONDS)
     _number("stall_timeout", limits.stall, above=0, at_most=LONGEST_SECONDS)

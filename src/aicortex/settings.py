@@ -3,6 +3,7 @@
     AICORTEX_SERVERS   servers to use, separated by commas or spaces
     AICORTEX_API_KEY   sent as `Authorization: Bearer …` to the servers in AICORTEX_SERVERS that have no own credentials
     AICORTEX_MODEL     the model when none is named
+    AICORTEX_RESUME    "continue" or "never": what becomes of an answer that breaks off, when a call does not say
     OLLAMA_HOST        the local Ollama's address, in all of Ollama's spellings
     OLLAMA_API_KEY     sent as `Authorization: Bearer …` to the server at OLLAMA_HOST
     HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY   as everywhere; never used for this machine itself
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 
 from aicortex._core.server import Server, parse_address
+from aicortex.request import check_resume
 
 
 def configured_servers() -> tuple[Server, ...]:
@@ -42,6 +44,15 @@ def names_local_server() -> bool:
 def default_model() -> str | None:
     """Return the model to use when none is named, if the environment has one."""
     return os.environ.get("AICORTEX_MODEL", "").strip() or None
+
+
+def resumes_by_default() -> bool:
+    """Return whether AICORTEX_RESUME wants broken answers continued, as is the default; raises ValueError."""
+    value = os.environ.get("AICORTEX_RESUME", "").strip() or "continue"
+    try:
+        return check_resume(value)
+    except ValueError as error:
+        raise ValueError(f"AICORTEX_RESUME: {error}") from None
 
 
 def proxy_for(server: Server) -> Server | None:

@@ -61,6 +61,13 @@ class Stream:
         """Whether nothing more will come: the answer is whole, failed or cancelled."""
         return self._exchange.answer.outcome is not None
 
+    def move(self) -> bool:
+        """Leave the server that is answering and go on at another one, as if it had failed; from any thread.
+
+        Returns False, and changes nothing, when no other server can take over.
+        """
+        return self._exchange.move()
+
     def cancel(self) -> None:
         """Stop the answer, from any thread; the server stops generating, and blocked readers wake up."""
         self._exchange.cancel()

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from aicortex._core.answer import Answer, Read
-from aicortex._core.failover import Connect, Deadlines, Wait
+from aicortex._core import joint
+from aicortex._core.answer import Answer
+from aicortex._core.failover import Deadlines, Failure, Wait
+from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
+from aicortex._core.ladder import ASK_ANSWER, ASK_RENDER, ASK_VERSION, Memory
+from aicortex._core.question import LOADED, VERSION, Question
 from aicortex._core.result import Result
+from aicortex._core.seam import PREFILL, RAW, REPLAY, RESTART
 from aicortex._core.server import Server
+from aicortex._core.state import ASK_ALIVE, ASK_LOADED, Connect, Read
+from aicortex._core.waiting import Hedge
 from aicortex.errors import (
     AllServersFailedError,
     RequestRejectedError,
@@ -22,6 +30,10 @@ from aicortex.errors import (
 )
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
+USER = {"role": "user", "content": "What is a black hole?"}
+PROMPT = "<|user|>What is a black hole?<|assistant|>"
+RESET = Failure("reset", "", "the connection was reset")
+FAILED = b'HTTP/1.1 500 X\r\n\r\n{"error":"no memory"}'
 
 
 def line(content: str = "", **more: Any) -> bytes:
@@ -33,27 +45,86 @@ def done(content: str = "", **more: Any) -> bytes:
     return line(content, **{"done": True, "done_reason": "stop", "prompt_eval_count": 7, "eval_count": 3, **more})
 
 
-def begun(servers: int = 2, **limits: float) -> Answer:
+def raw(content: str = "", **more: Any) -> bytes:
+    """Return a line of /api/generate."""
+    return json.dumps({"model": "m", "response": content, "done": False, **more}).encode() + b"\n"
+
+
+def raw_done(**more: Any) -> bytes:
+    return raw(**{"done": True, "done_reason": "stop", "prompt_eval_count": 9, "eval_count": 3, **more})
+
+
+def whole(body: Any, status: int = 200) -> bytes:
+    """Return a response with a length."""
+    data = json.dumps(body).encode()
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(data), data)
+
+
+VERSIONED = whole({"version": "0.30.0"})
+
+
+def rendered(prompt: str = PROMPT) -> bytes:
+    return whole({"model": "m", "_debug_info": {"rendered_template": prompt}})
+
+
+def begun(servers: int = 2, options: dict[str, Any] | None = None, **more: Any) -> Answer:
     fleet = [Server(f"s{number}:1", api_key=f"key-{number}") for number in range(servers)]
-    return Answer(fleet, model="m", deadlines=Deadlines(**limits), now=10.0, wall=1000.0)
+    names = ("resume", "hedge", "digests", "memory")
+    chosen = {name: more.pop(name) for name in names if name in more}
+    question = Question("m", [USER], options=options or {})
+    return Answer(fleet, question, deadlines=Deadlines(**more), now=10.0, wall=1000.0, **chosen)
+
+
+def due(answer: Answer, now: float = 11.0) -> Connect:
+    """Return the connection that is due."""
+    step = answer.next_step(now, since=now)
+    assert isinstance(step, Connect)
+    return step
 
 
 def connect(answer: Answer, now: float = 10.0) -> Response:
-    step = answer.next_step(now, since=now)
-    assert isinstance(step, Connect)
+    step = due(answer, now)
     response = Response()
-    answer.connected(step.server, response, now)
+    answer.connected(step, response, now)
     return response
 
 
 def feed(answer: Answer, response: Response, *pieces: bytes, now: float = 11.0) -> None:
     for piece in pieces:
         response.take([piece])
-        answer.received(now)
+        answer.received(now, response)
 
 
 def shape(answer: Answer) -> list[tuple[str, str | None, int | None]]:
     return [(e.type if e.type != "meta" else (e.meta or {})["kind"], e.content, e.index) for e in answer.log]
+
+
+def kinds(answer: Answer) -> list[str]:
+    return [row[0] for row in shape(answer)]
+
+
+def text(answer: Answer) -> str:
+    return "".join(event.content or "" for event in answer.log if event.type == "token")
+
+
+def told(answer: Answer, kind: str) -> list[dict[str, Any]]:
+    """Return the details of all events of a type, or of a kind of `meta`."""
+    return [event.meta or {} for event in answer.log if kind in (event.type, (event.meta or {}).get("kind"))]
+
+
+def broken(*tokens: str, **more: Any) -> Answer:
+    """Return an answer whose first server delivered some tokens and broke."""
+    answer = begun(**more)
+    feed(answer, connect(answer), HEAD + b"".join(map(line, tokens or ("Black", " holes"))), b"")
+    return answer
+
+
+def to_raw(answer: Answer, now: float = 11.0) -> Response:
+    """Go through the preparations of a raw request; return its response."""
+    for reply in (VERSIONED, rendered()):
+        feed(answer, connect(answer, now), reply, now=now)
+    assert due(answer, now).rung == RAW
+    return connect(answer, now)
 
 
 WHOLE = HEAD + line("Black") + line(" holes") + done()
@@ -116,16 +187,25 @@ def test_the_done_chunk_may_carry_everything() -> None:
 def test_empty_chunks_are_no_tokens() -> None:
     """A token has text; chunks without any are skipped and do not count."""
     answer = begun()
-    feed(
-        answer, connect(answer), HEAD + line("") + line("a") + b'{"done":false}\n' + line("", message={"content": None})
-    )
+    feed(answer, connect(answer), HEAD + line("") + line("a") + line("", message={"content": None}))
     assert shape(answer)[2:] == [("token", "a", 0)]
 
 
-def test_a_clean_end_without_done_is_no_end() -> None:
-    """Only done: true completes an answer; a clean EOF after text interrupts it."""
+@pytest.mark.parametrize(
+    "bad", [b"{}\n", b'{"done":false}\n', b'{"message":{}}\n', b'{"message":{"role":"assistant"}}\n']
+)
+def test_a_line_that_says_nothing_is_damaged(bad: bytes) -> None:
+    """Its token would be lost: the text before it stays, and the next server goes on."""
     answer = begun()
-    feed(answer, connect(answer), HEAD + line("Black") + line(" holes"), b"")
+    feed(answer, connect(answer), HEAD + line("Black") + bad + line(" holes"))
+    assert (text(answer), told(answer, "error")[0]["kind"]) == ("Black", "bad_response")
+    feed(answer, to_raw(answer), HEAD + raw(" holes") + raw_done())
+    assert text(answer) == "Black holes"
+
+
+def test_a_clean_end_without_done_is_no_end() -> None:
+    """Only done: true completes an answer; a clean EOF after text interrupts it where it may not go on."""
+    answer = broken(resume=False)
     error = answer.outcome
     assert isinstance(error, StreamInterruptedError)
     assert error.partial == "Black holes"
@@ -135,6 +215,19 @@ def test_a_clean_end_without_done_is_no_end() -> None:
     assert answer.log[-1].type == "error"
     assert (answer.log[-1].meta or {})["delivered"] == 11
     assert (answer.log[-1].meta or {})["will_retry"] is False
+    assert answer.next_step(12.0, since=12.0) is None
+
+
+def test_a_clean_end_without_done_is_gone_on_with() -> None:
+    """Else the next server is asked to go on where the text stopped, and the reader sees one answer."""
+    answer = broken()
+    assert (answer.outcome, told(answer, "error")[0]["will_retry"]) == (None, True)
+    feed(answer, to_raw(answer), HEAD + raw(" are") + raw(" dense.") + raw_done())
+    tokens = [row for row in shape(answer) if row[0] == "token"]
+    assert tokens == [("token", piece, index) for index, piece in enumerate(["Black", " holes", " are", " dense."])]
+    assert kinds(answer)[4:] == ["error", "connected", "resumed", "token", "token", "stats", "end"]
+    assert answer.outcome.text == "Black holes are dense."  # type: ignore[union-attr]
+    assert [(each.kind, each.rung) for each in answer.outcome.attempts] == [("truncated", ""), ("ok", RAW)]  # type: ignore[union-attr]
 
 
 def test_nothing_after_done_counts() -> None:
@@ -235,13 +328,14 @@ def test_deadlines() -> None:
 
 def test_a_stall_is_told() -> None:
     """Silence after text is a stall; silence before it is a late first token."""
-    answer = begun()
+    answer = begun(resume=False)
     connect(answer)
     answer.timed_out(130.0)
-    assert (answer.log[-1].meta or {})["kind"] == "first_token_timeout"
+    answer.failed(due(answer, 130.0), RESET, 130.0)
+    assert told(answer, "error")[0]["kind"] == "first_token_timeout"
     feed(answer, connect(answer, now=130.0), HEAD + line("a"), now=131.0)
     answer.timed_out(161.0)
-    assert (answer.log[-1].meta or {})["kind"] == "stalled"
+    assert told(answer, "error")[1]["kind"] == "stalled"
     assert isinstance(answer.outcome, StreamInterruptedError)
 
 
@@ -305,60 +399,854 @@ def test_decoded_pieces_are_dropped() -> None:
     assert answer.outcome.text == "x" * 3000  # type: ignore[union-attr]
 
 
-def drive(answer: Answer, interrupt_at: int) -> int:
-    """Stream over two servers, interrupted once at the given line of the core's code; return the lines that ran.
+# going on with a broken answer
 
-    It goes on after the interrupt as a front end does: what was fed and not yet told is told first.
+
+def test_a_connection_that_breaks_is_told() -> None:
+    """Whether it could not be opened or broke while bytes came, the failure is that of the attempt."""
+    answer = begun(servers=3)
+    answer.failed(due(answer), Failure("refused", "connect", "refused"), 11.0)
+    response = connect(answer)
+    feed(answer, response, HEAD + line("Black"))
+    answer.failed(response, RESET, 12.0)
+    assert [(error["kind"], error["phase"]) for error in told(answer, "error")] == [
+        ("refused", "connect"),
+        ("reset", "stream"),
+    ]
+    assert (due(answer).server, due(answer).request) == (2, VERSION)
+
+
+def test_a_failure_of_a_forgotten_response_is_no_news() -> None:
+    """A connection that was let go may break and speak as it likes."""
+    answer = begun()
+    old = connect(answer)
+    feed(answer, old, HEAD, b"")
+    feed(answer, connect(answer), HEAD + line("a"))
+    log = list(answer.log)
+    answer.failed(old, RESET, 12.0)
+    answer.received(12.0, old)
+    assert answer.log == log
+    assert answer.reading[0] is not old
+
+
+def test_every_cut_of_an_answer_that_is_gone_on_with() -> None:
+    """However the bytes behind the seam are cut, the tokens are the same, each with its number."""
+    body = HEAD + raw(" very") + raw(" massive") + raw_done()
+    for cut in range(1, len(body)):
+        answer = broken("It", " is", " very", " very")
+        feed(answer, to_raw(answer), body[:cut], body[cut:])
+        tokens = [row for row in shape(answer) if row[0] == "token"]
+        assert tokens[4:] == [("token", " very", 4), ("token", " massive", 5)]
+        assert kinds(answer)[-2:] == ["stats", "end"]
+
+
+def test_nothing_is_shown_before_it_is_proven() -> None:
+    """Words that may be an echo are held, and `resumed` comes with the first of them that is shown."""
+    answer = broken("It", " is", " very", " very")
+    response = to_raw(answer)
+    feed(answer, response, HEAD + raw(" very"))
+    assert kinds(answer)[-2:] == ["error", "connected"]
+    feed(answer, response, raw(" massive"))
+    assert kinds(answer)[-3:] == ["resumed", "token", "token"]
+    assert told(answer, "resumed") == [
+        {"kind": "resumed", "server": "http://s1:1", "rung": RAW, "same_weights": None, "delivered": 15}
+    ]
+
+
+def test_held_words_come_out_when_the_server_is_done() -> None:
+    """The end of the reply proves what was in doubt."""
+    answer = broken("It", " is", " very")
+    feed(answer, to_raw(answer), HEAD + raw(" is") + raw_done())
+    assert text(answer) == "It is very is"
+    assert isinstance(answer.outcome, Result)
+
+
+def test_held_words_are_lost_with_their_server() -> None:
+    """What was never shown is no part of the answer when the connection breaks: the next one says it."""
+    answer = broken("It", " is", " very", " very", servers=3)
+    response = to_raw(answer)
+    feed(answer, response, HEAD + raw(" very"))
+    answer.failed(response, RESET, 12.0)
+    assert (text(answer), told(answer, "resumed")) == ("It is very very", [])
+    assert due(answer).server == 2
+    feed(answer, to_raw(answer), HEAD + raw(" massive") + raw_done())
+    assert text(answer) == "It is very very massive"
+
+
+def test_a_damaged_line_behind_a_seam() -> None:
+    """What came before it counts, and what comes behind it does not."""
+    answer = broken("It", " is", servers=3)
+    feed(answer, to_raw(answer), HEAD + raw(" very") + b'{"done":false}\n' + raw(" massive"))
+    assert (text(answer), told(answer, "error")[-1]["kind"]) == ("It is very", "bad_response")
+    assert due(answer).server == 2
+
+
+def test_an_error_behind_a_seam() -> None:
+    """The runner may die at once: nothing was proven, and the next server is asked."""
+    answer = broken("It", " is", " very", " very", servers=3)
+    feed(answer, to_raw(answer), HEAD + raw(" very") + b'{"error":"the runner died"}\n')
+    assert (text(answer), told(answer, "error")[-1]["kind"]) == ("It is very very", "error")
+    assert (told(answer, "resumed"), due(answer).server) == ([], 2)
+
+
+def test_an_echo_leads_to_the_next_rung() -> None:
+    """None of it is shown; the same server is asked by prefill, and then the next server."""
+    answer = broken("Black", " holes", " are", " very", servers=3)
+    feed(answer, to_raw(answer), HEAD + raw("Black holes are very massive"))
+    assert (told(answer, "error")[-1]["kind"], told(answer, "error")[-1]["rung"]) == ("diverged", RAW)
+    step = due(answer)
+    assert (step.server, step.task, step.rung) == (1, ASK_RENDER, PREFILL)
+    feed(answer, connect(answer), rendered(PROMPT + "Black holes are very"))
+    assert due(answer).rung == PREFILL
+    feed(answer, connect(answer), HEAD + line("Sure, here is the rest"))
+    assert told(answer, "error")[-1]["rung"] == PREFILL
+    assert (due(answer).server, text(answer)) == (2, "Black holes are very")
+
+
+def test_a_prefilled_answer_goes_on() -> None:
+    """Its reply is a chat's, and its tokens are counted on."""
+    answer = broken("Black", " holes")
+    feed(answer, connect(answer), VERSIONED)
+    feed(answer, connect(answer), rendered(PROMPT + "<think>"))
+    feed(answer, connect(answer), rendered(PROMPT + "Black holes"))
+    feed(answer, connect(answer), HEAD + line(" are") + done(" dense.", prompt_eval_count=9))
+    assert text(answer) == "Black holes are dense."
+    assert answer.outcome.usage == {"prompt_tokens": 7, "completion_tokens": 5}  # type: ignore[union-attr]
+
+
+def test_a_replay_shows_what_lies_behind() -> None:
+    """The same weights say the whole answer again; what the reader has is swallowed."""
+    answer = broken("Black", " holes", options={"temperature": 0}, digests=("d", "d"))
+    for reply in (VERSIONED, rendered("<think>"), rendered("nothing")):
+        feed(answer, connect(answer), reply)
+    assert due(answer).rung == REPLAY
+    response = connect(answer)
+    feed(answer, response, HEAD + line("Bla"), line("ck hol"))
+    assert kinds(answer)[-1] == "connected"
+    feed(answer, response, line("es are"), line(" dense"), done())
+    assert [row for row in shape(answer) if row[0] == "token"][2:] == [("token", " are", 2), ("token", " dense", 3)]
+    assert told(answer, "resumed")[0]["same_weights"] is True
+    assert answer.outcome.usage == {"prompt_tokens": 7, "completion_tokens": 3}  # type: ignore[union-attr]
+
+
+def test_a_replay_that_differs_goes_to_the_next_server() -> None:
+    """Of another answer nothing is shown."""
+    memory: Memory = {("0.30.0", "d"): {RAW, PREFILL}}
+    answer = broken(options={"temperature": 0}, digests=("d", "d", "d"), servers=3, memory=memory)
+    feed(answer, connect(answer), VERSIONED)
+    assert due(answer).rung == REPLAY
+    feed(answer, connect(answer), HEAD + line("Black") + line(" stars"))
+    assert told(answer, "error")[-1]["kind"] == "diverged"
+    assert (due(answer).server, text(answer)) == (2, "Black holes")
+
+
+def test_a_thought_that_broke_off_is_begun_again() -> None:
+    """Nothing of the text was there: the question is asked anew, the second thought is the answer's."""
+    answer = begun()
+    feed(answer, connect(answer), HEAD + line(message={"thinking": "Let me"}), b"")
+    assert due(answer).rung == RESTART
+    feed(answer, connect(answer), HEAD + line(message={"thinking": "I see"}) + line("Black") + done())
+    assert kinds(answer)[2:] == ["thinking", "error", "connected", "resumed", "thinking", "token", "stats", "end"]
+    assert told(answer, "resumed")[0]["rung"] == RESTART
+    assert (answer.outcome.thinking, answer.outcome.text) == ("I see", "Black")  # type: ignore[union-attr]
+
+
+def test_a_thought_that_may_not_be_begun_again() -> None:
+    """Without resuming, a part of a thought is a part of the answer."""
+    answer = begun(resume=False)
+    feed(answer, connect(answer), HEAD + line(message={"thinking": "Let me"}), b"")
+    assert isinstance(answer.outcome, StreamInterruptedError)
+
+
+def test_usage_over_a_seam() -> None:
+    """The tokens of others were in the last prompt and are counted to the answer."""
+    answer = broken("Black", " holes")
+    feed(answer, to_raw(answer), HEAD + raw(" are") + raw_done(prompt_eval_count=42, eval_count=10))
+    assert answer.outcome.usage == {"prompt_tokens": 40, "completion_tokens": 12}  # type: ignore[union-attr]
+
+
+def test_what_the_second_server_may_still_say() -> None:
+    """The limit is lowered by the tokens that were delivered."""
+    answer = broken("Black", " holes", options={"num_predict": 10})
+    for reply in (VERSIONED, rendered()):
+        feed(answer, connect(answer), reply)
+    assert json.loads(due(answer).request.body)["options"] == {"num_predict": 8}
+
+
+def test_a_break_behind_the_last_token() -> None:
+    """With the limit reached only the word that it is done is missing: it is asked for, and its token dropped."""
+    answer = broken("Black", " holes", options={"num_predict": 2})
+    for reply in (VERSIONED, rendered()):
+        feed(answer, connect(answer), reply)
+    assert json.loads(due(answer).request.body)["options"] == {"num_predict": 1}
+    response = connect(answer)
+    feed(answer, response, HEAD + raw(" are"))
+    assert kinds(answer)[-1] == "connected"
+    feed(answer, response, raw_done(done_reason="length", eval_count=1))
+    assert isinstance(answer.outcome, Result)
+    assert (answer.outcome.text, answer.outcome.finish_reason) == ("Black holes", "length")
+    assert answer.outcome.usage == {"prompt_tokens": 7, "completion_tokens": 2}
+    assert kinds(answer)[-3:] == ["resumed", "stats", "end"]
+
+
+def test_a_break_behind_the_last_token_without_resuming() -> None:
+    """Nobody said that it was done, so it is no end."""
+    answer = broken("Black", " holes", options={"num_predict": 2}, resume=False)
+    assert isinstance(answer.outcome, StreamInterruptedError)
+    assert answer.outcome.partial == "Black holes"
+
+
+def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
+    """The second server does not know that it began in the first one's text."""
+    answer = broken("One", "\n", options={"stop": "\n\n"})
+    response = to_raw(answer)
+    feed(answer, response, HEAD + raw("\n") + raw("Two"))
+    assert (answer.outcome.text, answer.outcome.finish_reason) == ("One\n", "stop")  # type: ignore[union-attr]
+    assert answer.reading == ()
+
+
+def test_a_refusal_behind_text_is_not_final() -> None:
+    """Another server took the question, so its way of being asked is at fault: the next rung, then the next server."""
+    answer = broken(servers=3)
+    refusal = whole({"error": "raw mode is not allowed"}, status=400)
+    feed(answer, to_raw(answer), refusal)
+    assert due(answer).rung == PREFILL
+    feed(answer, connect(answer), rendered("nothing"))
+    assert [error["kind"] for error in told(answer, "error")] == ["truncated", "cannot_continue", "cannot_continue"]
+    assert due(answer).server == 2
+    feed(answer, to_raw(answer), refusal)
+    feed(answer, connect(answer), rendered("nothing"))
+    wait = answer.next_step(11.0, since=11.0)
+    assert wait == Wait(12.0)  # the first server took the question once and may come back
+
+
+def test_when_no_server_can_go_on() -> None:
+    """The error has the text, and says of each server why."""
+    answer = broken()
+    feed(answer, connect(answer), VERSIONED)
+    feed(answer, connect(answer), rendered("<think>"))
+    feed(answer, connect(answer), rendered("nothing"))
+    for number in range(4):
+        step = answer.next_step(20.0 + 10 * number, since=20.0)
+        if step is None:
+            break
+        assert isinstance(step, Connect)
+        answer.failed(step, Failure("refused", "connect", "refused"), 20.0 + 10 * number)
+    assert isinstance(answer.outcome, StreamInterruptedError)
+    assert answer.outcome.partial == "Black holes"
+    words = str(answer.outcome)
+    assert words.startswith("Stream interrupted after 11 characters: http://s0:1 (connect): refused; http://s1:1")
+    assert "no exact way to go on" in words
+
+
+def test_the_only_server_may_come_back() -> None:
+    """It broke in mid-answer: it is asked again a little later, and then goes on."""
+    answer = broken(servers=1)
+    assert answer.next_step(11.0, since=11.0) == Wait(12.0)
+    answer.failed(due(answer, 12.0), Failure("refused", "connect", "refused"), 12.0)
+    assert answer.next_step(12.0, since=11.0) == Wait(14.0)
+    feed(answer, to_raw(answer, 14.0), HEAD + raw(" are") + raw_done(), now=15.0)
+    assert text(answer) == "Black holes are"
+    assert told(answer, "resumed")[0]["same_weights"] is True
+
+
+def test_the_same_weights_are_asked_first() -> None:
+    """Behind text the order is that of the weights."""
+    answer = broken(servers=4, digests=("d", "e", "", "d"))
+    order = []
+    for _ in range(3):
+        step = due(answer)
+        order.append(step.server)
+        answer.failed(step, Failure("refused", "connect", "refused"), 11.0)
+    assert order == [3, 2, 1]
+
+
+def test_what_was_learned_is_kept_for_later_answers() -> None:
+    """A version and weights whose template begins a new turn are not asked for it a second time."""
+    memory: Memory = {}
+    for expected in ([ASK_VERSION, ASK_RENDER, ASK_RENDER], [ASK_VERSION, ASK_RENDER]):
+        answer = broken(digests=("d", "d"), memory=memory)
+        steps = []
+        while isinstance(step := answer.next_step(11.0, since=11.0), Connect) and step.server == 1:
+            steps.append(step.task)
+            reply = VERSIONED if step.task == ASK_VERSION else rendered("<think>")
+            feed(answer, connect(answer, 11.0), reply)
+        assert told(answer, "error")[-1]["kind"] == "cannot_continue"
+        assert steps == expected
+
+
+def test_busy_with_the_preparation() -> None:
+    """A server that is busy is asked again later; its ways on are still open."""
+    answer = broken()
+    feed(answer, connect(answer), VERSIONED)
+    feed(answer, connect(answer), whole({"error": "busy"}, status=503))
+    assert (told(answer, "error")[-1]["kind"], told(answer, "error")[-1]["phase"]) == ("busy", "resume")
+    step = due(answer, 12.0)
+    assert step.server == 0 or step.rung == RAW
+
+
+def test_what_another_answer_learns_meanwhile() -> None:
+    """A server that loses its last way on while it is waited for is passed over: the others are asked."""
+    memory: Memory = {}
+    answer = broken(digests=("", "d"), memory=memory)
+    feed(answer, connect(answer), VERSIONED)
+    feed(answer, connect(answer), rendered("<think>"))
+    feed(answer, connect(answer), whole({"error": "busy"}, status=503), now=10.5)
+    memory["0.30.0", "d"] = {PREFILL}
+    assert answer.next_step(11.6, since=11.0) == Wait(12.0)
+    assert due(answer, 12.0).server == 0
+
+
+def test_two_seams() -> None:
+    """The third server goes on with what both others said."""
+    answer = broken("Black", " holes", servers=3)
+    response = to_raw(answer)
+    feed(answer, response, HEAD + raw(" are") + raw(" very"))
+    answer.failed(response, RESET, 12.0)
+    feed(answer, connect(answer, 12.0), VERSIONED)
+    feed(answer, connect(answer, 12.0), rendered())
+    assert json.loads(due(answer, 12.0).request.body)["prompt"] == PROMPT + "Black holes are very"
+    feed(answer, connect(answer, 12.0), HEAD + raw(" dense.") + raw_done(prompt_eval_count=11))
+    assert text(answer) == "Black holes are very dense."
+    assert answer.outcome.usage == {"prompt_tokens": 7, "completion_tokens": 7}  # type: ignore[union-attr]
+    assert [index for _, _, index in shape(answer) if index is not None] == [0, 1, 2, 3, 4]
+
+
+def test_cancelling_between_two_servers() -> None:
+    """The text so far is in the error, whatever was being prepared."""
+    answer = broken()
+    connect(answer)
+    answer.cancel()
+    assert isinstance(answer.outcome, StreamCancelledError)
+    assert (answer.outcome.partial, answer.reading) == ("Black holes", ())
+    assert answer.next_step(11.0, since=11.0) is None
+
+
+# a late first token
+
+
+def probe(answer: Answer, now: float) -> dict[str, Response]:
+    """Send the probes that are due."""
+    found = {}
+    for _ in range(2):
+        step = due(answer, now)
+        assert step.beside
+        found[step.task] = connect(answer, now)
+    return found
+
+
+def test_a_server_that_loads_is_waited_for() -> None:
+    """Alive, and silent about its models: it loads, and is given as long again."""
+    answer = begun()
+    response = connect(answer)
+    answer.timed_out(130.0)
+    assert due(answer, 130.0) == Connect(0, LOADED, ASK_LOADED, beside=True)
+    probes = probe(answer, 130.0)
+    assert list(probes) == [ASK_LOADED, ASK_ALIVE]
+    assert answer.reading == (response, *probes.values())
+    feed(answer, probes[ASK_ALIVE], VERSIONED, now=130.1)
+    assert answer.next_step(130.1, since=10.0) == Read(131.0)
+    answer.timed_out(131.0)
+    assert told(answer, "loading") == [{"kind": "loading", "server": "http://s0:1"}]
+    assert answer.reading == (response,)
+    assert answer.next_step(131.0, since=10.0) == Read(251.0)
+    feed(answer, response, WHOLE, now=200.0)
+    assert isinstance(answer.outcome, Result)
+    assert kinds(answer) == ["start", "connected", "loading", "token", "token", "stats", "end"]
+
+
+def test_a_load_that_ends_gives_the_token_its_time_again() -> None:
+    """The probe that had waited is answered: once more as long, and then no more."""
+    answer = begun()
+    connect(answer)
+    answer.timed_out(130.0)
+    probes = probe(answer, 130.0)
+    feed(answer, probes[ASK_LOADED], whole({"models": []}), now=130.5)
+    assert len(told(answer, "loading")) == 1
+    assert answer.next_step(130.5, since=10.0) == Read(10.0 + 120.0 + 120.5)
+    answer.timed_out(250.5)
+    assert told(answer, "error")[0]["kind"] == "first_token_timeout"
+    assert due(answer, 250.5).server == 1
+
+
+def test_a_load_is_not_waited_for_without_end() -> None:
+    """After five minutes of loading the server is left."""
+    answer = begun()
+    connect(answer)
+    now, loads = 130.0, 0
+    while not told(answer, "error"):
+        answer.timed_out(now)
+        step = answer.next_step(now, since=10.0)
+        if isinstance(step, Connect) and step.beside:
+            feed(answer, probe(answer, now)[ASK_ALIVE], VERSIONED, now=now)
+            step = answer.next_step(now, since=10.0)
+        if isinstance(step, Read):
+            now = step.until
+        loads += 1
+        assert loads < 20
+    assert told(answer, "error")[0]["kind"] == "first_token_timeout"
+    assert 300.0 <= now - 10.0 <= 600.0
+
+
+@pytest.mark.parametrize(
+    ("task", "reply"),
+    [
+        (ASK_LOADED, whole({"models": []})),  # at once: it loads nothing, and is late all the same
+        (ASK_LOADED, whole({"error": "x"}, status=500)),
+        (ASK_ALIVE, whole({"error": "x"}, status=502)),
+    ],
+)
+def test_a_late_server_that_does_not_load_is_left(task: str, reply: bytes) -> None:
+    """The answer to a probe decides at once."""
+    answer = begun()
+    connect(answer)
+    answer.timed_out(130.0)
+    feed(answer, probe(answer, 130.0)[task], reply, now=130.1)
+    assert told(answer, "error")[0]["kind"] == "first_token_timeout"
+    assert answer.reading == ()
+    assert (due(answer, 130.1).server, told(answer, "loading")) == (1, [])
+
+
+def test_a_late_server_that_answers_nothing_is_left() -> None:
+    """Silent on both: it is not loading but gone."""
+    answer = begun()
+    connect(answer)
+    answer.timed_out(130.0)
+    probe(answer, 130.0)
+    assert answer.next_step(130.0, since=10.0) == Read(131.0)
+    answer.timed_out(131.0)
+    assert told(answer, "error")[0]["kind"] == "first_token_timeout"
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_probe_that_breaks_decides(is_open: bool) -> None:
+    """A server that takes no connection any more does not load."""
+    answer = begun()
+    connect(answer)
+    answer.timed_out(130.0)
+    step = due(answer, 130.0)
+    what = connect(answer, 130.0) if is_open else step
+    answer.failed(what, RESET, 130.5)
+    assert [error["kind"] for error in told(answer, "error")] == ["first_token_timeout"]
+
+
+def test_a_token_while_probes_are_out() -> None:
+    """The answer came after all: the probes are let go."""
+    answer = begun()
+    response = connect(answer)
+    answer.timed_out(130.0)
+    probes = probe(answer, 130.0)
+    feed(answer, response, HEAD + line("Black"), now=130.2)
+    assert answer.reading == (response,)
+    answer.failed(probes[ASK_LOADED], RESET, 130.3)
+    assert (told(answer, "error"), text(answer)) == ([], "Black")
+
+
+def test_a_version_that_does_not_come_is_no_load() -> None:
+    """It waits for no model, so it has the time of a connection and no patience."""
+    answer = broken()
+    connect(answer, 20.0)
+    assert answer.next_step(20.0, since=20.0) == Read(25.0)
+    answer.timed_out(25.0)
+    assert (told(answer, "error")[-1]["kind"], told(answer, "error")[-1]["phase"]) == ("first_token_timeout", "resume")
+    assert "did not say its version within 5 s" in (answer.log[-1].content or "")
+    assert answer.reading == ()
+
+
+def test_a_render_may_wait_for_a_load() -> None:
+    """The second server may have to load the model before it renders."""
+    answer = broken()
+    feed(answer, connect(answer, 20.0), VERSIONED, now=20.0)
+    connect(answer, 20.0)
+    answer.timed_out(140.0)
+    assert due(answer, 140.0).task == ASK_LOADED
+
+
+# a second server
+
+
+def hedged(servers: int = 2, *, budget: Budget | None = None, **more: Any) -> tuple[Answer, Response, Response]:
+    """Return an answer with two servers under way, and their responses."""
+    answer = begun(servers, hedge=Hedge(budget or Budget(), 2.0), **more)
+    first = connect(answer)
+    assert answer.next_step(10.0, since=10.0) == Read(12.0)
+    answer.timed_out(12.0)
+    step = due(answer, 12.0)
+    assert (step.server, step.task, step.beside) == (1, ASK_ANSWER, True)
+    return answer, first, connect(answer, 12.0)
+
+
+def test_the_second_server_speaks_first() -> None:
+    """It gives the answer; the first one is let go and told as outpaced."""
+    answer, first, second = hedged()
+    assert answer.reading == (first, second)
+    assert told(answer, "connected")[1]["hedge"] is True
+    feed(answer, second, HEAD + line("Black"), now=13.0)
+    assert answer.reading == (second,)
+    feed(answer, second, line(" holes") + done(), now=13.0)
+    assert text(answer) == "Black holes"
+    assert [(each.server, each.kind) for each in answer.outcome.attempts] == [  # type: ignore[union-attr]
+        ("http://s0:1", "outpaced"),
+        ("http://s1:1", "ok"),
+    ]
+    assert told(answer, "error") == []
+
+
+def test_a_second_server_costs_what_was_saved() -> None:
+    """Each one that took the question is paid for, and with nothing left the first one is waited for."""
+    budget = Budget()
+    for _ in range(3):
+        hedged(budget=budget)
+    assert not budget.allows
+    answer = begun(hedge=Hedge(budget, 2.0))
+    connect(answer)
+    assert answer.next_step(10.0, since=10.0) == Read(130.0)
+
+
+def test_a_second_server_that_takes_no_question_costs_nothing() -> None:
+    """Nobody had work with it."""
+    budget = Budget()
+    answer = begun(hedge=Hedge(budget, 2.0))
+    connect(answer)
+    answer.failed(due(answer, 12.0), Failure("refused", "connect", "refused"), 12.0)
+    assert budget.left == Budget().left
+
+
+def test_the_first_server_speaks_first() -> None:
+    """The second one is let go, and nothing of it shows but its connection."""
+    answer, first, second = hedged()
+    feed(answer, first, HEAD + line("Black"), now=13.0)
+    assert answer.reading == (first,)
+    feed(answer, second, WHOLE, now=13.0)
+    feed(answer, first, line(" holes") + done(), now=13.0)
+    assert text(answer) == "Black holes"
+    assert [each.kind for each in answer.outcome.attempts] == ["ok"]  # type: ignore[union-attr]
+
+
+def test_the_second_servers_headers_are_no_word() -> None:
+    """Only a body decides; headers alone may come from a proxy."""
+    answer, first, second = hedged()
+    feed(answer, second, HEAD, now=13.0)
+    assert answer.reading == (first, second)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        FAILED,
+        b"HTTP/1.1 503 X\r\n\r\n",
+        HEAD,
+        b"nonsense",
+        whole({"error": "no such option"}, status=400),
+        HEAD + b'{"error":"out of memory"}\n',
+        HEAD + b"<html>\n",
+        HEAD + b"{}\n",
+    ],
+)
+def test_the_second_server_fails(reply: bytes) -> None:
+    """It is told, and the first one goes on as if nothing had been."""
+    answer, first, second = hedged()
+    feed(answer, second, reply, b"", now=13.0)
+    assert len(told(answer, "error")) == 1
+    assert (told(answer, "error")[0]["server"], told(answer, "error")[0]["will_retry"]) == ("http://s1:1", True)
+    assert answer.reading == (first,)
+    feed(answer, first, WHOLE, now=14.0)
+    assert text(answer) == "Black holes"
+
+
+def test_a_second_servers_refusal_is_not_final() -> None:
+    """The first one took the same request, so when it fails the third one is asked."""
+    answer, first, second = hedged(servers=3)
+    feed(answer, second, whole({"error": "no such option"}, status=400), now=13.0)
+    feed(answer, first, FAILED, b"", now=14.0)
+    assert due(answer, 14.0).server == 2
+
+
+def test_the_second_server_cannot_be_reached() -> None:
+    """The same holds when there is no connection, or when it breaks."""
+    answer = begun(hedge=Hedge(Budget(), 2.0))
+    first = connect(answer)
+    answer.timed_out(12.0)
+    answer.failed(due(answer, 12.0), Failure("refused", "connect", "refused"), 12.0)
+    assert (answer.reading, told(answer, "error")[0]["kind"]) == ((first,), "refused")
+    assert answer.next_step(12.0, since=10.0) == Read(130.0)
+    answer, first, second = hedged()
+    answer.failed(second, RESET, 13.0)
+    assert (answer.reading, told(answer, "error")[0]["kind"]) == ((first,), "reset")
+
+
+def test_the_first_server_fails() -> None:
+    """The second one is there already, and nobody else is asked."""
+    answer, first, second = hedged(servers=3)
+    feed(answer, first, FAILED, b"", now=13.0)
+    assert answer.reading == (second,)
+    assert isinstance(answer.next_step(13.0, since=13.0), Read)
+    feed(answer, second, WHOLE, now=14.0)
+    assert [each.kind for each in answer.outcome.attempts] == ["server_error", "ok"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_both_servers_fail(order: tuple[int, int]) -> None:
+    """Each is told once, and the third one is asked."""
+    answer, *responses = hedged(servers=3)
+    for number in order:
+        feed(answer, responses[number], FAILED, b"", now=13.0)
+    assert [error["server"] for error in told(answer, "error")] == [f"http://s{number}:1" for number in order]
+    assert due(answer, 13.0).server == 2
+    last, *responses = hedged(servers=2)
+    for number in order:
+        feed(last, responses[number], FAILED, b"", now=13.0)
+    assert last.next_step(13.0, since=13.0) is None
+    assert isinstance(last.outcome, AllServersFailedError)
+    assert len(last.outcome.attempts) == 2
+
+
+def test_the_second_server_breaks_in_mid_answer() -> None:
+    """Its text is gone on with like any other's."""
+    answer, _, second = hedged()
+    feed(answer, second, HEAD + line("Black") + line(" holes"), b"", now=13.0)
+    assert due(answer, 13.0).server == 0
+    feed(answer, to_raw(answer, 13.0), HEAD + raw(" are") + raw_done(), now=14.0)
+    assert text(answer) == "Black holes are"
+
+
+def test_a_second_server_is_late_too() -> None:
+    """It has its own first token's time and no probes; the first one stays what it was."""
+    answer, first, _ = hedged(servers=3, first_token=60.0)
+    assert answer.next_step(12.0, since=10.0) == Read(70.0)
+    answer.timed_out(70.0)
+    feed(answer, probe(answer, 70.0)[ASK_ALIVE], VERSIONED, now=70.1)
+    answer.timed_out(71.0)
+    assert answer.next_step(71.0, since=10.0) == Read(72.0)
+    answer.timed_out(72.0)
+    assert [error["server"] for error in told(answer, "error")] == ["http://s1:1"]
+    assert answer.reading == (first,)
+
+
+# leaving a server on purpose
+
+
+def test_moving_in_mid_answer() -> None:
+    """The next server goes on, nothing is an error, and the one that was left is asked last."""
+    answer = begun()
+    response = connect(answer)
+    feed(answer, response, HEAD + line("Black") + line(" holes"))
+    assert answer.move(12.0) is True
+    assert answer.reading == ()
+    assert told(answer, "moved") == [{"kind": "moved", "server": "http://s0:1"}]
+    feed(answer, to_raw(answer, 12.0), HEAD + raw(" are") + raw_done(), now=13.0)
+    assert text(answer) == "Black holes are"
+    assert [each.kind for each in answer.outcome.attempts] == ["moved", "ok"]  # type: ignore[union-attr]
+    assert told(answer, "error") == []
+
+
+def test_moving_and_back() -> None:
+    """When the other one fails, the one that was left goes on."""
+    answer = begun()
+    feed(answer, connect(answer), HEAD + line("Black"))
+    assert answer.move(12.0)
+    answer.failed(due(answer, 12.0), Failure("refused", "connect", "refused"), 12.0)
+    assert due(answer, 12.0).server == 0
+
+
+def test_moving_before_the_first_token() -> None:
+    """The next server is asked the question."""
+    answer = begun()
+    connect(answer)
+    assert answer.move(12.0)
+    assert (due(answer, 12.0).server, due(answer, 12.0).rung) == (1, "")
+
+
+def test_when_there_is_nowhere_to_move() -> None:
+    """Nothing happens: with one server, without resuming, between servers, and when all is over."""
+    alone, strict, over = begun(servers=1), begun(resume=False), begun()
+    for answer in (alone, strict):
+        feed(answer, connect(answer), HEAD + line("Black"))
+    feed(over, connect(over), WHOLE)
+    for answer in (alone, strict, over, begun()):
+        log = list(answer.log)
+        assert answer.move(12.0) is False
+        assert answer.log == log
+
+
+def paced(answer: Answer, response: Response, *, gap: float, count: int, reads_after: float = 0.0) -> None:
+    """Feed tokens with gaps, to a reader who comes back so many seconds after each."""
+    now = 11.0
+    feed(answer, response, HEAD + line("x"), now=now)
+    for _ in range(count):
+        answer.next_step(now + reads_after, since=now + reads_after)
+        now += max(gap, reads_after)
+        if response in answer.reading:
+            feed(answer, response, line("x"), now=now)
+
+
+def test_a_slow_server_is_left() -> None:
+    """Fewer tokens per second than were asked for, over some seconds of waiting: the next server goes on."""
+    answer = begun(pace=5.0)
+    paced(answer, connect(answer), gap=1.0, count=8)
+    assert [error["kind"] for error in told(answer, "error")] == ["slow"]
+    assert text(answer) == "x" * 6
+    assert due(answer, 20.0).server == 1
+
+
+def test_a_server_fast_enough_is_kept() -> None:
+    """A quarter of a second a token is four a second."""
+    answer = begun(pace=3.9)
+    paced(answer, connect(answer), gap=0.25, count=100)
+    assert (told(answer, "error"), len(text(answer))) == ([], 101)
+
+
+def test_a_slow_server_without_another_is_kept() -> None:
+    """A slow answer is better than none."""
+    for answer in (begun(servers=1, pace=5.0), begun(pace=5.0, resume=False)):
+        paced(answer, connect(answer), gap=1.0, count=20)
+        assert (told(answer, "error"), len(text(answer))) == ([], 21)
+
+
+def test_a_slow_reader_makes_no_slow_server() -> None:
+    """Only the time that the reader waited counts."""
+    answer = begun(pace=5.0)
+    paced(answer, connect(answer), gap=0.0, count=50, reads_after=2.0)
+    assert told(answer, "error") == []
+
+
+# interrupts
+
+Script = Mapping[tuple[int, str, str], Sequence[bytes]]
+
+
+class Drive:
+    """A front end that is interrupted once, at the given line of the core's code, and goes on as a real one does.
+
+    `script` has the pieces of every reply by server, task and rung; b"" ends a connection, and a reply that has no
+    more pieces is silent. What was fed and not yet told is told first.
     """
-    script = {
-        0: [b'HTTP/1.1 500 X\r\n\r\n{"error":"x"}', b""],
-        1: [HEAD + line("Black") + line(" ho"), line("les"), line(message={"thinking": "t"}) + done("!")],
-    }
-    count = 0
-    response, pieces, is_fed = Response(), list[bytes](), False
 
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal count
-        if "_core" not in frame.f_code.co_filename:
+    def __init__(self, answer: Answer, script: Script, interrupt_at: int | None = 0) -> None:
+        self.answer = answer
+        self.script = script
+        self.interrupt_at = interrupt_at
+        self.lines = 0
+        self.now = 10.0
+        self.left: dict[Response, list[bytes]] = {}
+        self.untold: Response | None = None
+
+    def run(self) -> int:
+        """Drive the answer to its end; return how many lines of the core ran."""
+        while self.answer.outcome is None:
+            before = sys.gettrace()
+            if self.interrupt_at is not None:
+                sys.settrace(self._trace)
+            try:
+                self._step()
+            except KeyboardInterrupt:
+                self.interrupt_at = None  # once is enough
+            finally:
+                sys.settrace(before)
+        return self.lines
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if "_core" not in frame.f_code.co_filename or frame.f_code.co_filename.endswith("http.py"):
             return None
         if event == "line":
-            count += 1
-            if count == interrupt_at:
+            self.lines += 1
+            if self.lines == self.interrupt_at:
                 raise KeyboardInterrupt
-        return trace
+        return self._trace
 
-    while answer.outcome is None:
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            step = answer.next_step(10.0, since=10.0)
-            if isinstance(step, Connect):
-                response, pieces, is_fed = Response(), script[step.server].copy(), False
-                answer.connected(step.server, response, 10.0)
-            elif isinstance(step, Read):
-                if not is_fed:
-                    sys.settrace(before)
-                    response.take([pieces.pop(0)])
-                    is_fed = True
-                    sys.settrace(trace)
-                answer.received(10.0)
-                is_fed = False
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(before)
-    return count
+    def _step(self) -> None:
+        if self.untold is not None:
+            self.answer.received(self.now, self.untold)
+            self.untold = None
+        step = self.answer.next_step(self.now, since=self.now)
+        if isinstance(step, Connect):
+            response = Response()
+            self.left[response] = list(self.script[step.server, step.task, step.rung])
+            self.answer.connected(step, response, self.now)
+        elif isinstance(step, Read):
+            self._read(step)
+        elif isinstance(step, Wait):
+            self.now = step.until
+
+    def _read(self, step: Read) -> None:
+        speaking = next((each for each in self.answer.reading if self.left[each]), None)
+        if speaking is None:
+            self.now = max(self.now, step.until)
+            self.answer.timed_out(self.now)
+        else:
+            speaking.take([self.left[speaking].pop(0)])
+            self.untold = speaking
 
 
-def test_an_interrupt_at_any_line_loses_and_doubles_nothing() -> None:
+FAILING: Script = {
+    (0, ASK_ANSWER, ""): [FAILED, b""],
+    (1, ASK_ANSWER, ""): [HEAD + line("Black") + line(" ho"), line("les"), line(message={"thinking": "t"}) + done("!")],
+}
+RESUMING: Script = {  # silent; a rival breaks; raw breaks behind the seam; prefill echoes; replay is whole
+    (0, ASK_ANSWER, ""): [],
+    (1, ASK_ANSWER, ""): [HEAD + line("a a"), b""],
+    (2, ASK_VERSION, RAW): [VERSIONED],
+    (2, ASK_RENDER, RAW): [rendered("P")],
+    (2, ASK_ANSWER, RAW): [HEAD + raw(" a"), raw(" b"), b""],
+    (0, ASK_VERSION, RAW): [VERSIONED],
+    (0, ASK_RENDER, RAW): [rendered("P<think>")],
+    (0, ASK_RENDER, PREFILL): [rendered("Pa a a b")],
+    (0, ASK_ANSWER, PREFILL): [HEAD + line("a a a b")],
+    (0, ASK_ANSWER, REPLAY): [HEAD + line("a a"), line(" a b c") + done()],
+}
+LOADING: Script = {
+    (0, ASK_ANSWER, ""): [],
+    (0, ASK_LOADED, ""): [],
+    (0, ASK_ALIVE, ""): [VERSIONED],
+    (1, ASK_ANSWER, ""): [HEAD + line(message={"thinking": "t"}), b""],
+    (1, ASK_ANSWER, RESTART): [HEAD + line("a"), done()],
+}
+
+
+def failing() -> Answer:
+    return begun()
+
+
+def resuming() -> Answer:
+    greedy = {"temperature": 0, "stop": ["#"]}
+    return begun(3, greedy, digests=("d", "d", "d"), hedge=Hedge(Budget(), 2.0))
+
+
+def loading() -> Answer:
+    return begun(first_token=200.0)
+
+
+@pytest.mark.parametrize(("make", "script"), [(failing, FAILING), (resuming, RESUMING), (loading, LOADING)])
+def test_an_interrupt_at_any_line_loses_and_doubles_nothing(make: Any, script: Script) -> None:
     """A KeyboardInterrupt at every single line of the core leaves a stream that can be read on (C12)."""
-    undisturbed = begun()
-    lines = drive(undisturbed, interrupt_at=0)
+    assert joint.HELD  # imported before, for an import is no line of the answer
+    undisturbed = make()
+    lines = Drive(undisturbed, script).run()
     expected = [row for row in shape(undisturbed) if row[0] != "connected"]
+    attempts = [(each.kind, each.rung) for each in undisturbed.outcome.attempts]
     assert lines > 200
     for place in range(1, lines + 1):
-        answer = begun()
-        drive(answer, interrupt_at=place)
+        answer = make()
+        Drive(answer, script, interrupt_at=place).run()
         # an interrupted connect is made again and told again; everything else is the same
         assert [row for row in shape(answer) if row[0] != "connected"] == expected
         assert isinstance(answer.outcome, Result)
+        assert [(each.kind, each.rung) for each in answer.outcome.attempts] == attempts
+
+
+def test_the_interrupted_answers_are_what_they_should_be() -> None:
+    """The histories above go over every seam, a second server and a load."""
+    resumed, loaded = resuming(), loading()
+    Drive(resumed, RESUMING).run()
+    Drive(loaded, LOADING).run()
+    assert text(resumed) == "a a a b c"
+    assert [meta["rung"] for meta in told(resumed, "resumed")] == [RAW, REPLAY]
+    kinds_of = [(each.kind, each.rung) for each in resumed.outcome.attempts]  # type: ignore[union-attr]
+    assert kinds_of == [
+        ("outpaced", ""),
+        ("truncated", ""),
+        ("truncated", RAW),
+        ("diverged", PREFILL),
+        ("ok", REPLAY),
+    ]
+    assert (text(loaded), len(told(loaded, "loading")), len(told(loaded, "error"))) == ("a", 1, 2)

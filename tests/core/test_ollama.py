@@ -61,6 +61,52 @@ def test_a_last_line_may_lack_its_newline() -> None:
     assert (chunks[0].done, chunks[0].done_reason, fault) == (True, "load", None)
 
 
+@pytest.mark.parametrize(
+    ("data", "spoken"),
+    [
+        (b'{"message":{"content":"a"}}', ollama.Message("a")),
+        (b'{"response":"a"}', ollama.Message("a")),
+        (b'{"response":""}', None),
+        (b'{"response":"","done":true}', None),
+        (b'{"done":true}', None),
+        (b'{"message":{"content":"","thinking":"hm"}}', ollama.Message("", "hm")),
+    ],
+)
+def test_both_endpoints_speak(data: bytes, spoken: ollama.Message | None) -> None:
+    """/api/chat says it in `message`, /api/generate in `response`."""
+    assert ollama.decode_chunk(data).spoken == spoken
+
+
+@pytest.mark.parametrize(
+    ("data", "is_empty"),
+    [
+        (b"{}", True),
+        (b'{"model":"m","done":false}', True),
+        (b'{"message":{}}', True),
+        (b'{"message":{"role":"assistant"}}', True),
+        (b'{"message":null}', True),
+        (b'{"message":{"content":""}}', False),  # a parser may stay silent (protocol: "Framing")
+        (b'{"message":{"content":null}}', False),
+        (b'{"message":{"thinking":"hm"}}', False),
+        (b'{"message":{"tool_calls":[{"function":{"name":"add"}}]}}', False),
+        (b'{"response":""}', False),
+        (b'{"done":true}', False),
+        (b'{"error":"x"}', False),
+    ],
+)
+def test_a_line_without_anything(data: bytes, is_empty: bool) -> None:
+    """Every line of Ollama's says something, be it an empty text; one that does not was damaged."""
+    assert ollama.decode_chunk(data).is_empty is is_empty
+
+
+def test_a_rendered_prompt() -> None:
+    """It stands in the debug part; a server that generated has none."""
+    decode = msgspec.json.Decoder(ollama.Rendered).decode
+    found = decode(b'{"model":"m","_debug_info":{"rendered_template":"<|user|>hi","image_count":0}}')
+    assert found.debug == ollama.DebugInfo("<|user|>hi")
+    assert decode(b'{"message":{"content":"A"},"done":true}').debug is None
+
+
 def test_a_cut_last_line_is_no_chunk_and_no_fault() -> None:
     """Half an object means that the stream was cut, which is for the answer to judge."""
     assert decode(line("a") + b'{"message":{"con') == ([Chunk(ollama.Message("a"))], None)

@@ -36,7 +36,7 @@ def tls_server(authority: trustme.CA, name: str = "localhost", client_ca: trustm
     return context
 
 
-def ask(server: str | Server, **arguments: float) -> Stream:
+def ask(server: str | Server, **arguments: object) -> Stream:
     return chat("What?", stream=True, model="fake:latest", servers=[server], **arguments)  # type: ignore[call-overload]
 
 
@@ -105,7 +105,7 @@ def test_a_stall_under_tls(authority: trustme.CA, tmp_path: Path) -> None:
     with FakeServer(stalling, stalling, tls=tls_server(authority)) as fake:
         server = Server(f"https://localhost:{fake.port}", ca_file=str(tmp_path / "ca.pem"))
         with pytest.raises(RuntimeError, match="stalled"):
-            ask(server, stall_timeout=0.2).text()
+            ask(server, stall_timeout=0.2, resume="never").text()
         stream = ask(server)
         next(stream.tokens())
         stream.cancel()

@@ -2,100 +2,79 @@
 
 A front end moves bytes and tells the answer what happened; the answer keeps the log and says what to do next.
 
-    next_step          the front end does            and then tells
-    Connect(server)    open a connection, send       connected(…) or failed(…)
-    Read(until)        feed the response             received(…), failed(…) or timed_out(…)
-    Wait(until)        nothing                       nothing
-    None               nothing: `outcome` is set
+    next_step            the front end does            and then tells
+    Connect(server, …)   open a connection, send       connected(…) or failed(…)
+    Read(until)          feed a response               received(…), failed(…) or timed_out(…)
+    Wait(until)          nothing                       nothing
+    None                 nothing: `outcome` is set
 
-Every change of state is one commit: the new state and its events are computed aside, staged in one assignment and
-then applied. A KeyboardInterrupt at any point leaves either the old state or a staged commit, which the next call
-finishes: nothing is lost and nothing comes twice (contract C12).
+After each call the front end lets go of the connections whose response is not in `reading` any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import takewhile
 
-import msgspec
+from msgspec.structs import replace
 
 from aicortex._core import faults
-from aicortex._core.failover import Attempt, Connect, Deadlines, Failover, Failure, GiveUp, Wait
+from aicortex._core.failover import Deadlines, Failover, Failure, Wait
+from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
-from aicortex._core.ollama import Chunk, Lines, Message, decode_lines, decode_rest, error_text
-from aicortex._core.result import Result, error_of, result_of, text_of
+from aicortex._core.ladder import ASK_ANSWER, Memory, Step
+from aicortex._core.ollama import MAX_LINE_BYTES, SENSELESS, Chunk, Message, decode_lines, decode_rest, error_text
+from aicortex._core.question import Question
+from aicortex._core.result import Result, error_of
+from aicortex._core.seam import REPLAY, RESTART, Seam
 from aicortex._core.server import Server
-from aicortex.errors import AICortexError, StreamCancelledError
+from aicortex._core.state import Connect, Progress, Read, Try
+from aicortex._core.waiting import Hedge, Waiting, beside, next_due
+from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
 
 RELEASED_PIECES = 1024  # decoded pieces of a body that may wait to be dropped
 
 
-class Read(msgspec.Struct, frozen=True):
-    """Feed bytes to the response that is under way; they are due by this time."""
-
-    until: float
-
-
-class Try(msgspec.Struct, frozen=True):
-    """The attempt under way: a request was sent to a server and its response is being read."""
-
-    server: int
-    response: Response
-    sent: float
-
-
-class State(msgspec.Struct, frozen=True):
-    """What changes with attempts."""
-
-    failover: Failover
-    began: float  # when the attempt under way began, or the last one ended
-    current: Try | None = None
-    attempts: tuple[Attempt, ...] = ()
-    outcome: Result | AICortexError | None = None
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """What changes with every read; the token path makes one of these and nothing else."""
-
-    index: int = 0  # of the next token
-    shown: bool = False  # whether the reader was given anything of the answer
-    heard: float | None = None  # when the newest chunk of the attempt came, if any did
-    lines: Lines = Lines()
-
-
-class Answer:
+class Answer(Waiting):
     """The state machine of one answer; pure, so every method is given the time.
 
-    `servers` are in order of preference. `log` holds the events and only grows. `steady` says that chunks are coming
-    and only the silence between them counts: the front end may read on without asking for the next step.
+    `servers` are in order of preference, `digests` name their weights ("" where unknown), `resume` says whether an
+    answer that broke off is continued. `log` holds the events and only grows. `steady` says that chunks are coming
+    and only the silence between them counts: the front end may read on without asking for the next step. `spare` is
+    the reply that said it was done, although the last bytes of its framing may still be on their way.
     """
 
-    __slots__ = (
-        "_is_open",
-        "_model",
-        "_progress",
-        "_released",
-        "_servers",
-        "_staged",
-        "_state",
-        "_zero",
-        "log",
-        "steady",
-    )
+    __slots__ = ("_is_open", "_released", "spare")
 
-    def __init__(self, servers: Sequence[Server], *, model: str, deadlines: Deadlines, now: float, wall: float) -> None:
-        self._servers = servers
-        self._model = model
-        self._zero = wall - now
-        self._staged: tuple[int, list[StreamEvent], State, Progress] | None = None
-        self._state = State(Failover(tuple(range(len(servers))), deadlines, now), now)
-        self._progress = Progress()
-        self._released = 0
-        self._is_open = deadlines.total is None  # with a deadline for the whole, each read has another time
-        self.steady = False
-        self.log: list[StreamEvent] = [StreamEvent("start", "", meta={"model": model}, timestamp=wall)]
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        question: Question,
+        *,
+        deadlines: Deadlines,
+        now: float,
+        wall: float,
+        digests: Sequence[str] = (),
+        memory: Memory | None = None,
+        resume: bool = True,
+        hedge: Hedge | None = None,
+    ) -> None:
+        super().__init__(
+            servers,
+            question,
+            deadlines=deadlines,
+            now=now,
+            wall=wall,
+            digests=digests or [""] * len(servers),
+            memory={} if memory is None else memory,
+            resume=resume,
+        )
+        self._hedge = Hedge(Budget()) if hedge is None else hedge
+        self._released: tuple[Response | None, int] = (None, 0)  # of whose body so many pieces were dropped
+        # with a deadline for the whole each read has another time, and the pace is looked at between reads
+        self._is_open = deadlines.total is None and deadlines.pace is None
+        self.spare: Response | None = None
 
     @property
     def outcome(self) -> Result | AICortexError | None:
@@ -108,14 +87,11 @@ class Answer:
         return self._state.failover
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the server said that the answer is done."""
-        return isinstance(self._state.outcome, Result)
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether an attempt is under way."""
-        return self._state.current is not None
+    def reading(self) -> tuple[Response, ...]:
+        """The responses that are still wanted, the one that leads to the answer first."""
+        state = self._state
+        first = () if state.current is None else (state.current.response,)
+        return (*first, *(other.response for other in state.beside))
 
     def next_step(self, now: float, *, since: float) -> Connect | Read | Wait | None:
         """Decide what the front end does next; `since` is when it began to wait for the next event."""
@@ -124,36 +100,70 @@ class Answer:
         state = self._state
         if state.outcome is not None:
             return None
+        self._since = since
         current = state.current
         if current is None:
-            step = state.failover.next_step(now, delivered=self._progress.shown)
-            if not isinstance(step, GiveUp):
-                return step
-            self._commit([], msgspec.structs.replace(state, outcome=error_of(state.attempts)), self._progress)
-            return None
-        if self._progress.heard is None and not _is_refusal(current.response):
-            return Read(state.failover.first_token_due(current.sent))
+            return self._next_attempt(now)
         heard = self._progress.heard
+        if heard is None and not _is_refusal(current.response):
+            if state.failover.is_late(now):
+                return Read(now)
+            aside = beside(state, current, self._hedge, self._question, now)
+            return aside or Read(next_due(state, current, self._hedge, now))
         return Read(state.failover.chunk_due(since if heard is None else max(since, heard)))
 
-    def connected(self, server: int, response: Response, now: float) -> None:
-        """Take note that the request was sent to a server, whose reply this response will be."""
-        meta = {"kind": "connected", "server": self._servers[server].label, "model": self._model}
-        state = msgspec.structs.replace(self._state, current=Try(server, response, now))
-        progress = Progress(self._progress.index, self._progress.shown)
-        self._released = 0
-        self._commit([self._event("meta", now, "", meta)], state, progress)
+    def _next_attempt(self, now: float) -> Connect | Wait | None:
+        state = self._state
+        if state.pending is not None and not state.failover.is_late(now):
+            return state.pending
+        failover = state.failover
+        if self._progress.shown:  # another answer may have learned meanwhile what some servers cannot do
+            failover = failover.among(state.ladder.order(range(len(self._servers))))
+        found = failover.next_step(now)
+        step = state.ladder.step(found) if isinstance(found, int) else None
+        if isinstance(found, int) and step is not None:
+            return Connect.of(found, step)
+        if isinstance(found, Wait):
+            return found
+        delivered = state.ladder.delivered
+        outcome = error_of(state.attempts, delivered.text, shown=self._progress.shown)
+        self._commit([], replace(state, pending=None, outcome=outcome), self._progress)
+        return None
 
-    def received(self, now: float) -> None:
-        """Turn what was fed to the response into events."""
+    def connected(self, step: Connect, response: Response, now: float) -> None:
+        """Take note that the request was sent to a server, whose reply this response will be."""
+        state = self._state
+        if step.beside:
+            self._connected_beside(step, response, now)
+            return
+        new = Try(step.server, response, now, step.task, step.rung, state.began)
+        events: list[StreamEvent] = []
+        seam = None
+        if step.task == ASK_ANSWER:
+            events.append(self._event("meta", now, "", self._connection_meta(step)))
+            if step.rung == RESTART:
+                events.append(self._resumed(new, now))
+            elif step.rung:
+                delivered, is_full = state.ladder.delivered, self._question.is_full(state.ladder.delivered.chunks)
+                seam = Seam(delivered, self._question.stops, compares=step.rung == REPLAY, is_full=is_full)
+        mark = len(self.log) + len(events)
+        after = replace(state, mark=mark, current=new, pending=None, wants=(), is_alive=False)
+        self._commit(events, after, Progress(self._progress.index, self._progress.shown, seam=seam))
+
+    def received(self, now: float, response: Response | None = None) -> None:
+        """Turn what was fed to a response, or to that of the current attempt, into events."""
         if self._staged is not None:
             self._recover()
         current = self._state.current
+        if response is not None and (current is None or response is not current.response):
+            if not self._received_beside(response, now):
+                return
+            current = self._state.current
         if current is None:
             return
         response = current.response
         before = self._progress
-        if before.heard is None and (not response.started or response.status != 200):
+        if before.heard is None and (current.task != ASK_ANSWER or not response.started or response.status != 200):
             self._take_head(current, now)
             return
         chunks, lines, fault = decode_lines(before.lines, response.body)
@@ -161,6 +171,10 @@ class Answer:
         if ended and fault is None:
             rest, fault = decode_rest(lines, response.body)
             chunks += rest
+        if before.seam is not None:
+            after = Progress(before.index, before.shown, now if chunks else before.heard, lines, before.seam)
+            self._take_behind_seam(current, chunks, after, ended=ended, fault=fault, now=now)
+            return
         stamp = now + self._zero
         index = before.index
         events: list[StreamEvent] = []
@@ -170,49 +184,133 @@ class Answer:
                 self._take_last(current, chunk, events, Progress(index, before.shown or bool(events), now, lines), now)
                 return
             if message is None:
-                continue
-            if message.thinking or message.tool_calls:
+                if chunk.response:
+                    events.append(StreamEvent("token", chunk.response, index, None, None, None, None, stamp))
+                    index += 1
+            elif message.thinking or message.tool_calls:
                 index = self._take_rare(message, events, index, stamp)
             elif message.content:
                 events.append(StreamEvent("token", message.content, index, None, None, None, None, stamp))
                 index += 1
+                continue
+            if chunk.is_empty:
+                fault = SENSELESS
+                break
         progress = Progress(index, before.shown or bool(events), now if chunks else before.heard, lines)
         if ended or fault is not None:
-            self.steady = False
-            phase = faults.STREAM if progress.shown else faults.FIRST_TOKEN
-            failure = faults.of_content(response, fault, phase=phase) if fault else faults.of_end(response, phase=phase)
-            self._fail(current.server, failure, events, progress, now)
+            self._end_early(current, fault, events, progress, now)
             return
-        self._commit(events, self._state, progress)
-        self.steady = self._is_open and progress.heard is not None
-        if lines.start > self._released + RELEASED_PIECES:
+        if self._is_open and before.heard is not None:
+            self._commit(events, self._state, progress)
+        else:
+            self._commit_first(current, events, before, progress, now)
+        if lines.start > RELEASED_PIECES:
             self._release(response, lines.start)
+
+    def _commit_first(
+        self, current: Try, events: list[StreamEvent], before: Progress, progress: Progress, now: float
+    ) -> None:
+        """Take what came first, which ends the waiting for others, or what came on a stream whose pace counts."""
+        state = self._state
+        if progress.heard is not None and state.beside:
+            state = replace(state, beside=(), wants=())
+        self._commit(events, state, self._paced(before, progress, now))
+        self.steady = self._is_open and progress.heard is not None
+        if not self.steady:
+            self._look_at_pace(current, now)
 
     def _take_last(self, current: Try, chunk: Chunk, events: list[StreamEvent], progress: Progress, now: float) -> None:
         """Take the chunk that ends the attempt: done, or an error in the stream."""
-        self.steady = False
         if chunk.error is not None:
             phase = faults.STREAM if progress.shown else faults.FIRST_TOKEN
             failure = Failure("error", phase, error_text(chunk.error), current.response.status)
-            self._fail(current.server, failure, events, progress, now)
+            self._fail(current, failure, events, progress, now)
             return
-        if chunk.message is not None:
-            self._take_rare(chunk.message, events, progress.index, now + self._zero)
+        message = chunk.spoken
+        if message is not None:
+            self._take_rare(message, events, progress.index, now + self._zero)
+        self.spare = current.response
         self._finish(current, chunk, events, progress, now)
 
     def _release(self, response: Response, end: int) -> None:
         """Drop pieces that were decoded, in place because the parser appends to this list."""
-        response.body[self._released : end] = [b""] * (end - self._released)
-        self._released = end
+        whose, begin = self._released
+        if whose is not response:
+            begin = 0
+        if end > begin + RELEASED_PIECES:
+            response.body[begin:end] = [b""] * (end - begin)
+            self._released = (response, end)
+
+    def _take_behind_seam(
+        self, current: Try, chunks: list[Chunk], after: Progress, *, ended: bool, fault: str | None, now: float
+    ) -> None:
+        """Take what a server says that goes on with the answer: nothing of it is delivered before it is proven."""
+        seam = after.seam
+        assert seam is not None  # that is when this is called
+        if any(chunk.is_empty for chunk in chunks):
+            chunks, fault = list(takewhile(lambda chunk: not chunk.is_empty, chunks)), SENSELESS
+        last = next((chunk for chunk in chunks if chunk.done or chunk.error is not None), None)
+        taken = chunks if last is None else chunks[: chunks.index(last) + 1]
+        messages = [message for message in (chunk.spoken for chunk in taken) if message is not None]
+        verdict = seam.take(messages, final=last is not None and last.error is None)
+        if verdict.fault:
+            failure = Failure("diverged", faults.RESUME, verdict.fault, current.response.status)
+            self._fail(current, failure, [], replace(after, seam=None), now)
+            return
+        events = [self._resumed(current, now)] if verdict.seam is None else []
+        index = after.index
+        for message in verdict.ready:
+            index = self._take_rare(message, events, index, now + self._zero)
+        progress = replace(after, index=index, seam=verdict.seam)
+        if verdict.stopped:
+            self._finish(current, Chunk(done=True, done_reason="stop"), events, progress, now)
+        elif last is not None:
+            self._take_last(current, replace(last, message=None, response=None), events, progress, now)
+        elif ended or fault is not None:
+            self._end_early(current, fault, events, progress, now)
+        else:
+            self._commit(events, replace(self._state, beside=(), wants=()), progress)
+
+    def _resumed(self, current: Try, now: float) -> StreamEvent:
+        ladder = self._state.ladder
+        meta = {
+            "kind": "resumed",
+            "server": self._servers[current.server].label,
+            "rung": current.rung,
+            "same_weights": ladder.same_weights(current.server),
+            "delivered": len(ladder.delivered.text),
+        }
+        return self._event("meta", now, "", meta)
 
     def _take_head(self, current: Try, now: float) -> None:
-        """Look at a reply that has no status yet, or an error status whose body may still be coming."""
+        """Look at a reply that is no answer: without a status yet, an error, or a preparation of the answer."""
         response = current.response
+        is_answer = current.task == ASK_ANSWER
         if not response.started:
             if response.ended:
-                self.failed(current.server, faults.of_end(response, phase=faults.FIRST_TOKEN), now)
-        elif response.ended or sum(map(len, response.body)) > faults.MAX_ERROR_BYTES:
-            self.failed(current.server, faults.of_status(response), now)
+                failure = faults.of_end(response, phase=faults.FIRST_TOKEN if is_answer else faults.RESUME)
+                self._fail(current, failure, [], self._progress, now)
+            return
+        limit = faults.MAX_ERROR_BYTES if response.status != 200 else MAX_LINE_BYTES
+        if not response.ended and sum(map(len, response.body)) <= limit:
+            return
+        if is_answer:
+            self._fail(current, faults.of_status(response), [], self._progress, now)
+        else:
+            self._take_preparation(current, now)
+
+    def _take_preparation(self, current: Try, now: float) -> None:
+        state = self._state
+        ladder, found = state.ladder.learned(current.server, current.task, current.rung, current.response)
+        if isinstance(found, Step):
+            pending = Connect.of(current.server, found)
+            after = replace(state, ladder=ladder, current=None, beside=(), wants=(), pending=pending)
+            self._commit([], after, self._progress)
+            return
+        if found is None:
+            found = Failure("cannot_continue", faults.RESUME, "has no exact way to go on with the answer")
+        self._commit([], replace(state, ladder=ladder), self._progress)
+        self._fail(current, found, [], self._progress, now)
 
     def _take_rare(self, message: Message, events: list[StreamEvent], index: int, stamp: float) -> int:
         """Append the events of a message that may hold more than content; returns the next token's index."""
@@ -226,23 +324,18 @@ class Answer:
             events.append(StreamEvent("tool_call", None, None, name, arguments, timestamp=stamp))
         return index
 
-    def _finish(self, current: Try, final: Chunk, events: list[StreamEvent], progress: Progress, now: float) -> None:
-        """End the answer: the server said that it is done."""
-        state = self._state
-        seen = [*self.log, *events]
-        text = text_of(seen)
-        label, seconds = self._servers[current.server].label, now - state.began
-        done = Attempt(label, "ok", faults.STREAM, "", len(text), False, seconds, 200)
-        attempts = (*state.attempts, done)
-        result = result_of(seen, text, final, model=self._model, attempts=attempts, end=now + self._zero)
-        stats = {"kind": "stats", "server": label, "usage": result.usage, "timings": result.timings}
-        meta = {name: getattr(result, name) for name in ("finish_reason", "usage", "timings", "model", "server")}
-        meta["attempts"] = [msgspec.structs.asdict(attempt) for attempt in attempts]
-        events += [self._event("meta", now, "", stats), self._event("end", now, "", meta)]
-        self._commit(events, msgspec.structs.replace(state, current=None, outcome=result), progress)
+    def _end_early(
+        self, current: Try, fault: str | None, events: list[StreamEvent], progress: Progress, now: float
+    ) -> None:
+        """Take the end of a stream that did not say it was done."""
+        phase = faults.STREAM if progress.shown else faults.FIRST_TOKEN
+        response = current.response
+        failure = faults.of_content(response, fault, phase=phase) if fault else faults.of_end(response, phase=phase)
+        self._fail(current, failure, events, progress, now)
 
     def timed_out(self, now: float) -> None:
         """Take note that what the last step waited for did not come in time."""
+        self._recover()
         state = self._state
         current = state.current
         if current is None:
@@ -250,75 +343,32 @@ class Answer:
         deadlines = state.failover.deadlines
         if state.failover.is_late(now):
             failure = Failure("timeout", "", f"the answer was not whole within {deadlines.total:g} s")
-        elif _is_refusal(current.response):
-            failure = faults.of_status(current.response)
-        elif self._progress.heard is None:
-            words = f"no first token within {deadlines.first_token:g} s"
-            failure = Failure("first_token_timeout", faults.FIRST_TOKEN, words)
-        else:
+            self._fail(current, failure, [], self._progress, now)
+        elif self._progress.heard is not None:
             failure = Failure("stalled", faults.STREAM, f"stalled: nothing came for {deadlines.stall:g} s")
-        self.failed(current.server, failure, now)
+            self._fail(current, failure, [], self._progress, now)
+        elif _is_refusal(current.response):
+            self._fail(current, faults.of_status(current.response), [], self._progress, now)
+        else:
+            self._overdue(state, current, now)
 
-    def failed(self, server: int, failure: Failure, now: float) -> None:
-        """Take note that the attempt at a server failed; an error event follows, and the next step or the end."""
-        self.steady = False
-        self._fail(server, failure, [], self._progress, now)
-
-    def _fail(self, server: int, failure: Failure, events: list[StreamEvent], progress: Progress, now: float) -> None:
-        state = self._state
-        failover = state.failover.record(server, failure, now)
-        will_retry = not isinstance(failover.next_step(now, delivered=progress.shown), GiveUp)
-        text = text_of([*self.log, *events])
-        attempt = Attempt(
-            server=self._servers[server].label,
-            kind=failure.kind,
-            # a connection does not know how far the answer was
-            phase=failure.phase or (faults.STREAM if progress.shown else faults.FIRST_TOKEN),
-            message=self._servers[server].redact(failure.message),
-            delivered=len(text),
-            will_retry=will_retry,
-            seconds=now - state.began,
-            status=failure.status,
-        )
-        meta = msgspec.structs.asdict(attempt)
-        del meta["message"]
-        events.append(self._event("error", now, f"{attempt.server}: {attempt.message}", meta))
-        after = State(failover, now, None, (*state.attempts, attempt))
-        if not will_retry:
-            error = error_of(after.attempts, text, shown=progress.shown)
-            after = msgspec.structs.replace(after, outcome=error)
-        self._commit(events, after, progress)
-
-    def cancel(self) -> None:
-        """End the answer because its reader wants no more of it; without effect when it is over."""
+    def failed(self, what: Connect | Response, failure: Failure, now: float) -> None:
+        """Take note that a connection could not be opened, or broke while this response was coming."""
         self._recover()
-        self.steady = False
-        if self._state.outcome is None:
-            partial = text_of(self.log)
-            words = f"the stream was cancelled after {len(partial)} characters"
-            error = StreamCancelledError(words, partial=partial)
-            self._commit([], msgspec.structs.replace(self._state, current=None, outcome=error), self._progress)
-
-    def _event(self, kind: str, now: float, content: str, meta: dict[str, Any]) -> StreamEvent:  # Any: JSON
-        return StreamEvent(kind, content, meta=meta, timestamp=now + self._zero)
-
-    def _commit(self, events: list[StreamEvent], state: State, progress: Progress) -> None:
-        self._staged = (len(self.log), events, state, progress)
-        self.log.extend(events)
-        self._progress = progress
-        self._state = state
-        self._staged = None
-
-    def _recover(self) -> None:
-        """Finish a commit that was interrupted."""
-        if self._staged is None:
-            return
-        base, events, state, progress = self._staged
-        if len(self.log) == base:
-            self.log.extend(events)
-        self._progress = progress
-        self._state = state
-        self._staged = None
+        state = self._state
+        current = state.current
+        other = next((each for each in state.beside if each.response is what), None)
+        if isinstance(what, Connect):
+            if not what.beside:
+                self._fail(what, failure, [], self._progress, now)
+            elif what.task == ASK_ANSWER:
+                self._fail_beside(what, failure, now)
+            elif current is not None:  # a server that takes no question does not load
+                self._fail(current, self._late_failure(), [], self._progress, now)
+        elif other is not None and other.task == ASK_ANSWER:
+            self._fail_beside(other, failure, now)
+        elif current is not None and (other is not None or current.response is what):
+            self._fail(current, failure if other is None else self._late_failure(), [], self._progress, now)
 
 
 def _is_refusal(response: Response) -> bool:

@@ -10,26 +10,35 @@ A request walks over its servers. Each failure has a kind, and the kind decides 
     busy                                            goes to the next server and comes back later
     reset closed, on a kept connection              goes to the next server and comes back once
     rejected                                        ends: every server would refuse it
+    slow diverged cannot_continue                   goes to the next server
     timeout                                         ends: the caller's own deadline for the whole stream
 
-Once something was delivered, going to another server would need a continuation; without one the stream ends.
+A server that gave a part of the answer and then broke comes back later too, as a busy one does: it may be restarting.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+
 import msgspec
 
 BUSY_TRIES = 5  # a busy server is asked this often at most, 1 + 2 + 4 + 8 s apart unless it names a time itself
+BROKEN_TRIES = 4  # one that broke in the middle: 7 s, in which a service manager has started it again
 FINAL_KINDS = frozenset({"rejected", "timeout"})
+LASTING_KINDS = frozenset({"denied", "model_not_found", "diverged", "cannot_continue"})  # no better a little later
 
 
 class Deadlines(msgspec.Struct, frozen=True):
-    """How long to wait, in seconds: for a connection, for the first token, between chunks, for the whole stream."""
+    """How long to wait, in seconds: for a connection, for the first token, between chunks, for the whole stream.
+
+    `pace` is the number of tokens per second below which a stream moves on, if it can; None for any.
+    """
 
     connect: float = 5.0
     first_token: float = 120.0
     stall: float = 30.0
     total: float | None = None
+    pace: float | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -60,7 +69,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """One try at one server, as users see it in `.attempts`.
 
     `server` is the URL without secrets; `kind` is "ok" for the attempt that finished the answer; `delivered` counts
-    the characters of the whole answer delivered when the attempt ended; `seconds` is how long it took.
+    the characters of the whole answer delivered when the attempt ended; `seconds` is how long it took. `rung` is how it
+    went on with an answer that had broken off: "raw", "prefill", "replay", "restart", or "" when nothing had.
     """
 
     server: str
@@ -71,26 +81,17 @@ class Attempt(msgspec.Struct, frozen=True):
     will_retry: bool
     seconds: float
     status: int | None = None
-
-
-class Connect(msgspec.Struct, frozen=True):
-    """Open a connection to the server with this number and send the request."""
-
-    server: int
+    rung: str = ""
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Every server left is busy: do nothing until this time."""
+    """Every server left needs time: do nothing until then."""
 
     until: float
 
 
-class GiveUp(msgspec.Struct, frozen=True):
-    """No server is left to try, or none would help."""
-
-
 class Turn(msgspec.Struct, frozen=True):
-    """A busy server that may be asked again, and not before `when`; `tries` counts how often it was asked."""
+    """A server that may be asked again, and not before `when`; `tries` counts how often it was asked."""
 
     when: float
     server: int
@@ -106,40 +107,60 @@ class Failover(msgspec.Struct, frozen=True):
     untried: tuple[int, ...]  # in order of preference
     deadlines: Deadlines
     started: float
-    busy: tuple[Turn, ...] = ()  # soonest first
+    waiting: float  # since when nothing was delivered
+    turns: tuple[Turn, ...] = ()  # soonest first
     over: bool = False
 
-    def next_step(self, now: float, *, delivered: bool) -> Connect | Wait | GiveUp:
-        """Decide what to do when no attempt is under way."""
-        if self.over or delivered or self.is_late(now):
-            return GiveUp()
+    def next_step(self, now: float) -> int | Wait | None:
+        """Return the server to ask when no attempt is under way, or how long to wait, or None to give up."""
+        if self.over or self.is_late(now):
+            return None
         if self.untried:
-            return Connect(self.untried[0])
-        if not self.busy or self.busy[0].when >= self.patience_ends:
-            return GiveUp()
-        turn = self.busy[0]
-        return Connect(turn.server) if turn.when <= now else Wait(turn.when)
+            return self.untried[0]
+        if not self.turns or self.turns[0].when >= self.patience_ends:
+            return None
+        turn = self.turns[0]
+        return turn.server if turn.when <= now else Wait(turn.when)
 
-    def record(self, server: int, failure: Failure, now: float) -> Failover:
-        """Return the state after an attempt failed."""
-        tries = 1 + sum(turn.tries for turn in self.busy if turn.server == server)
-        busy = [turn for turn in self.busy if turn.server != server]
-        if failure.kind == "busy" and tries < BUSY_TRIES:
+    def record(self, server: int, failure: Failure, now: float, *, gave: bool = False) -> Failover:
+        """Return the state after an attempt failed; `gave` says that it delivered something before."""
+        tries = 1 + sum(turn.tries for turn in self.turns if turn.server == server)
+        turns = [turn for turn in self.turns if turn.server != server]
+        comes_back = failure.kind == "busy" or gave or (tries > 1 and failure.kind not in LASTING_KINDS)
+        if comes_back and tries < (BUSY_TRIES if failure.kind == "busy" else BROKEN_TRIES):
             pause = failure.retry_after if failure.retry_after is not None else float(2 ** (tries - 1))
-            busy.append(Turn(now + pause, server, tries))
-            busy.sort(key=lambda turn: turn.when)
+            turns.append(Turn(now + pause, server, tries))
+            turns.sort(key=lambda turn: turn.when)
         untried = tuple(number for number in self.untried if number != server)
         return msgspec.structs.replace(
             self,
             untried=(*untried, server) if failure.stale else untried,
-            busy=tuple(busy),
+            turns=tuple(turns),
+            waiting=now if gave else self.waiting,
             over=self.over or failure.kind in FINAL_KINDS,
         )
 
+    def last(self, server: int) -> Failover:
+        """Return the state in which a server is asked behind all others."""
+        others = (number for number in self.untried if number != server)
+        turns = tuple(turn for turn in self.turns if turn.server != server)
+        return msgspec.structs.replace(self, untried=(*others, server), turns=turns)
+
+    def among(self, servers: Container[int]) -> Failover:
+        """Return the state with these servers only."""
+        untried = tuple(number for number in self.untried if number in servers)
+        turns = tuple(turn for turn in self.turns if turn.server in servers)
+        return msgspec.structs.replace(self, untried=untried, turns=turns)
+
+    def preferring(self, ranks: Mapping[int, int]) -> Failover:
+        """Return the state with these servers only, lowest rank first."""
+        found = self.among(ranks)
+        return msgspec.structs.replace(found, untried=tuple(sorted(found.untried, key=ranks.__getitem__)))
+
     @property
     def patience_ends(self) -> float:
-        """When waiting for busy servers ends: the first token is due then, or the whole stream."""
-        due = self.started + self.deadlines.first_token
+        """When waiting for servers ends: the next token is due then, or the whole stream."""
+        due = self.waiting + self.deadlines.first_token
         return due if self.ends is None else min(due, self.ends)
 
     @property

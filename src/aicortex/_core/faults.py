@@ -11,6 +11,7 @@ MAX_ERROR_BYTES = 64 * 1024  # more of an error reply is not read
 REJECTED = frozenset({400, 413, 422})  # the request is wrong; another server would say the same
 DENIED = frozenset({401, 403})
 BUSY = frozenset({429, 503})
+RESUME = "resume"
 FIRST_TOKEN = "first token"
 STREAM = "stream"
 

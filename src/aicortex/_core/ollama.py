@@ -1,8 +1,8 @@
-"""What Ollama's wire says: chat requests as JSON, NDJSON chunks from bytes, error bodies in plain words."""
+"""What Ollama's wire says: NDJSON chunks from bytes, error bodies in plain words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -27,15 +27,19 @@ class ToolCall(msgspec.Struct, frozen=True):
 class Message(msgspec.Struct, frozen=True, gc=False):
     """The assistant's delta in one chunk."""
 
-    content: str | None = ""
+    content: str | msgspec.UnsetType | None = msgspec.UNSET
     thinking: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
-    """One line of an answer. Durations are nanoseconds; counters are absent when zero."""
+    """One line of an answer, `message` from /api/chat and `response` from /api/generate.
+
+    Durations are nanoseconds; counters are absent when zero.
+    """
 
     message: Message | None = None
+    response: str | None = None
     done: bool = False
     error: Any = None  # Any: a string, or a nested object from the runner
     done_reason: str | None = None
@@ -45,7 +49,35 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     eval_count: int = 0
     eval_duration: float = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has nothing that Ollama sends: no chunk at all, or a damaged one whose token would be lost."""
+        if self.done or self.error is not None or self.response is not None:
+            return False
+        message = self.message
+        return message is None or (message.content is msgspec.UNSET and not message.thinking and not message.tool_calls)
 
+    @property
+    def spoken(self) -> Message | None:
+        """What the model says in it, from either endpoint."""
+        if self.message is not None or not self.response:
+            return self.message
+        return Message(self.response)
+
+
+class DebugInfo(msgspec.Struct, frozen=True):
+    """How a prompt looks, as `_debug_render_only` tells it."""
+
+    rendered_template: str | None = None
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """The reply to `_debug_render_only`; a server that does not know it generates instead."""
+
+    debug: DebugInfo | None = msgspec.field(name="_debug_info", default=None)
+
+
+SENSELESS = "a line of the reply has neither a message nor an end"
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 
 
@@ -160,22 +192,3 @@ def error_of_body(body: bytes) -> str | None:
 def full_name(model: str) -> str:
     """Return a model's name with its tag: without one, Ollama means `:latest`."""
     return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"
-
-
-def chat_body(
-    model: str,
-    messages: Sequence[Mapping[str, Any]],  # Any: JSON of the caller's making
-    *,
-    think: bool | str | None,
-    options: Mapping[str, Any],
-    keep_alive: str | float | None,
-) -> bytes:
-    """Return the JSON of a streaming `POST /api/chat`."""
-    body: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
-    if think is not None:
-        body["think"] = think
-    if options:
-        body["options"] = options
-    if keep_alive is not None:
-        body["keep_alive"] = keep_alive
-    return msgspec.json.encode(body)

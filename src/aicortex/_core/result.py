@@ -8,6 +8,7 @@ import msgspec
 
 from aicortex._core.failover import Attempt
 from aicortex._core.ollama import Chunk
+from aicortex._core.seam import Delivered
 from aicortex.errors import AICortexError, AllServersFailedError, RequestRejectedError, StreamInterruptedError
 from aicortex.events import StreamEvent
 
@@ -32,29 +33,25 @@ class Result(msgspec.Struct, frozen=True):
     attempts: tuple[Attempt, ...]
 
 
-def text_of(events: Sequence[StreamEvent]) -> str:
-    """Return the text of all tokens among the events."""
-    return "".join([event.content or "" for event in events if event.type == "token"])
-
-
 def result_of(
-    events: Sequence[StreamEvent], text: str, final: Chunk, *, model: str, attempts: tuple[Attempt, ...], end: float
+    events: Sequence[StreamEvent], final: Chunk, *, model: str, attempts: tuple[Attempt, ...], end: float, spent: int
 ) -> Result:
-    """Return the result of an answer whose events these are; the last attempt is the one that finished it."""
+    """Return the result of an answer whose events these are; the last attempt is the one that finished it.
+
+    `spent` tokens of the answer were made by other attempts and were a part of the last one's prompt.
+    """
+    whole = Delivered.of(events)
+    prompt_tokens = max(final.prompt_eval_count - spent, 0)
     return Result(
-        text=text,
-        thinking="".join([event.content or "" for event in events if _is_thinking(event)]),
+        text=whole.text,
+        thinking=whole.thinking,
         finish_reason=final.done_reason or "stop",
-        usage={"prompt_tokens": final.prompt_eval_count, "completion_tokens": final.eval_count},
+        usage={"prompt_tokens": prompt_tokens, "completion_tokens": final.eval_count + spent},
         timings=_timings(events, final, end=end),
         model=model,
         server=attempts[-1].server,
         attempts=attempts,
     )
-
-
-def _is_thinking(event: StreamEvent) -> bool:
-    return event.type == "meta" and event.meta is not None and event.meta["kind"] == "thinking"
 
 
 def _timings(events: Sequence[StreamEvent], final: Chunk, *, end: float) -> dict[str, float]:
@@ -80,11 +77,16 @@ def error_of(attempts: Sequence[Attempt], partial: str = "", *, shown: bool = Fa
     if last.kind == "rejected":
         words = f"the request was refused by {where}"
         return RequestRejectedError(words, server=last.server, status=last.status, partial=partial)
+    latest: dict[str, Attempt] = {}  # a server may have been asked several times
+    for attempt in attempts:
+        says_less = attempt.kind in ("diverged", "cannot_continue")  # than what broke the answer there
+        if not says_less or attempt.server not in latest:
+            latest[attempt.server] = attempt
+    each = "; ".join(map(_told, latest.values()))
     if shown:
-        words = f"Stream interrupted after {last.delivered} characters by {where}"
+        words = f"Stream interrupted after {last.delivered} characters: {each}"
         return StreamInterruptedError(words, attempts=attempts, partial=partial)
-    latest = {attempt.server: attempt for attempt in attempts}  # a busy server was asked several times
-    return AllServersFailedError(f"All servers failed: {'; '.join(map(_told, latest.values()))}", attempts=attempts)
+    return AllServersFailedError(f"All servers failed: {each}", attempts=attempts)
 
 
 def _told(attempt: Attempt) -> str:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import socket
 from _thread import allocate_lock  # `threading` takes 1 ms to import and is not needed for this
+from _weakref import ref  # `weakref` as well
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import perf_counter, time
 
 from aicortex._core import faults
-from aicortex._core.answer import Answer, Read
-from aicortex._core.failover import AttemptFailed, Connect, Deadlines, Failure, Wait
+from aicortex._core.answer import Answer
+from aicortex._core.failover import AttemptFailed, Deadlines, Failure, Wait
+from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
+from aicortex._core.ladder import Memory
 from aicortex._core.ollama import MAX_LINE_BYTES
+from aicortex._core.question import Question
 from aicortex._core.server import EMBEDDED, Server
-from aicortex._sync.connection import CONNECT, Connection, end_waits
+from aicortex._core.state import Connect, Read
+from aicortex._core.waiting import Hedge
+from aicortex._sync.connection import CONNECT, Connection, end_waits, wait_for_any
 
 LATE_SECONDS = 0.05  # what came while nobody read is still taken, for so long after the time was up
 IDLE_PER_SERVER = 8  # connections kept open for the next request
@@ -121,6 +128,34 @@ def call(server: Server, method: str, path: str, body: bytes = b"", *, due: floa
     return response
 
 
+BUDGET = Budget()  # of this process, for asking a second server
+MEMORY: Memory = {}  # what this process has learned about kinds of servers
+IN_FLIGHT: dict[Server, list[ref[Link]]] = {}  # what is under way; a link that nobody holds any more is over
+AT_ONCE = 0.001  # seconds to read what is there
+BESIDE_SECONDS = 1.0  # to connect beside an attempt: nobody reads meanwhile
+
+
+class Link:
+    """A connection with the request that is under way on it; it counts as under way while somebody holds it."""
+
+    __slots__ = ("__weakref__", "connection", "number", "place")
+
+    def __init__(self, number: int, server: Server, place: Server, connection: Connection) -> None:
+        self.number = number
+        self.place = place  # where the connection leads to
+        self.connection = connection
+        links = IN_FLIGHT.setdefault(server, [])
+        for over in [link for link in links if link() is None]:
+            with suppress(ValueError):  # another thread has removed it
+                links.remove(over)
+        links.append(ref(self))
+
+
+def is_idle(server: Server) -> bool:
+    """Whether this process asks nothing of a server; the embedded engine would first have to be started."""
+    return server.scheme != EMBEDDED and all(link() is None for link in IN_FLIGHT.get(server, ()))
+
+
 class Exchange:
     """One answer under way: the core's decisions, carried out by whichever thread reads.
 
@@ -128,21 +163,40 @@ class Exchange:
     on by at least one event; others wait for it.
     """
 
-    def __init__(self, servers: Sequence[Server], path: str, body: bytes, *, model: str, deadlines: Deadlines) -> None:
-        self.answer = Answer(servers, model=model, deadlines=deadlines, now=perf_counter(), wall=time())
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        question: Question,
+        *,
+        deadlines: Deadlines,
+        digests: Sequence[str] = (),
+        resume: bool = True,
+        hedge_after: float | None = None,
+    ) -> None:
+        BUDGET.earn()
+        self.answer = Answer(
+            servers,
+            question,
+            deadlines=deadlines,
+            now=perf_counter(),
+            wall=time(),
+            digests=digests,
+            memory=MEMORY,
+            resume=resume,
+            hedge=Hedge(BUDGET, hedge_after, lambda number: is_idle(servers[number])),
+        )
         self._servers = servers
-        self._path = path
-        self._body = body
+        self._question = question
         self._stall = deadlines.stall
         self._lock = allocate_lock()
-        self._place: Server | None = None  # where the connection leads to
-        self._number = 0
         self._pid = os.getpid()
         self._opening: list[socket.socket] = []  # what a connection in the making waits for
-        self._connection: Connection | None = None
+        self._links: list[Link] = []  # the one that leads to the answer first
         self._stale: set[int] = set()  # servers whose kept connection broke: the next one is new
-        self._is_fed = False  # whether the response may hold what the answer was not yet told
+        self._fed: Link | None = None  # whose response may hold what the answer was not yet told
         self._is_cancelled = False
+        self._is_moving = False
+        self._is_woken = False  # whether what was read may be the doing of cancel() or move()
         self._pause = allocate_lock()  # held while waiting for a busy server; cancel() lets it go
         self._pause.acquire()
 
@@ -155,14 +209,14 @@ class Exchange:
         """Record why none of the servers could be asked: one failure each, in their order."""
         with self._lock:
             for number, failure in enumerate(failures):
-                self.answer.failed(number, failure, perf_counter())
+                self.answer.failed(Connect(number, self._question.chat()), failure, perf_counter())
 
     def pump(self, position: int) -> bool:
         """Block until the log is longer than `position`; returns False when the answer is over before that."""
         answer = self.answer
         log = answer.log
         with self._lock:
-            if answer.steady and len(log) <= position and not self._is_cancelled:
+            if answer.steady and len(log) <= position and not self._is_woken:
                 self._read(self._stall)
             if len(log) <= position:
                 self._advance(reading=True)
@@ -170,27 +224,45 @@ class Exchange:
                 self._settle()
             return len(log) > position
 
+    def move(self) -> bool:
+        """Go on at another server, from any thread or a signal handler; returns False when no other one can."""
+        if self._is_cancelled or not self.answer.may_move(perf_counter()):
+            return False
+        self._is_moving = self._is_woken = True
+        self._with_lock(self._leave)
+        return True
+
+    def _leave(self) -> None:
+        """Leave the server as `move` wants it; whoever holds the lock does that."""
+        self._is_moving = False
+        self.answer.move(perf_counter())
+        self._settle()
+        self._is_woken = self._is_cancelled
+
     def cancel(self) -> None:
         """End the answer from any thread, or from a signal handler; wakes whoever reads."""
-        connection = self._connection
         if self._pid != os.getpid():  # a forked child's copy: the answer is the parent's
-            if connection is not None:
-                connection.close()
+            for link in self._links:
+                link.connection.close()
             return
+        self._is_woken = True
         if not self._is_cancelled:
             self._is_cancelled = True
             self._pause.release()
         opening = self._opening.copy()
         self._opening.clear()  # tells the connection in the making to try no further address
         end_waits(opening)
-        connection = self._connection
-        if connection is not None:
-            connection.wake()
+        self._with_lock(lambda: self._advance(reading=False))
+
+    def _with_lock(self, work: Callable[[], None]) -> None:
+        """Wake whoever reads, who then looks what is wanted; do it here if nobody does."""
+        for link in self._links.copy():
+            link.connection.wake()
         held: list[bool] = []
         try:
             held.extend(map(self._lock.acquire, (False,)))  # no interrupt falls between taking it and knowing it
             if held[0]:
-                self._advance(reading=False)
+                work()
         finally:
             if held and held[0]:
                 self._lock.release()
@@ -204,7 +276,10 @@ class Exchange:
         while not (reading and len(log) > known):
             if self._is_cancelled:
                 answer.cancel()
+            elif self._is_moving:
+                self._leave()
             step = answer.next_step(now, since=since)
+            self._settle()
             if isinstance(step, Read) and reading:
                 until = max(step.until, since + LATE_SECONDS)
                 if answer.failover.is_late(now) or until <= now:
@@ -212,7 +287,7 @@ class Exchange:
                 else:
                     self._read(until - now)
             elif isinstance(step, Connect):
-                self._connect(step.server)
+                self._connect(step)
             elif isinstance(step, Wait) and reading:
                 self._pause.acquire(timeout=max(step.until - now, 0.0))
             else:
@@ -221,86 +296,109 @@ class Exchange:
         self._settle()
 
     def _settle(self) -> None:
-        """Let go of the connection when no attempt is under way."""
+        """Let go of the connections that are not wanted any more."""
         if self._is_cancelled:
             self.answer.cancel()
-        if not self.answer.is_reading:
-            self._let_go()
+        reading = self.answer.reading
+        for link in self._links.copy():
+            if not any(link.connection.response is wanted for wanted in reading):
+                self._let_go(link)
+        if len(self._links) > 1:
+            self._links.sort(key=lambda link: [link.connection.response is wanted for wanted in reading].index(True))
 
-    def _connect(self, number: int) -> None:
+    def _connect(self, step: Connect) -> None:
         """Open a connection and send the request."""
-        self._let_go()
-        self._is_fed = False
-        answer = self.answer
+        if not step.beside:
+            self._fed = None
+        failover, server = self.answer.failover, self._servers[step.server]
+        link = None
         try:
-            server = self._servers[number]
             place, connection = reach(
                 server,
-                lambda: answer.failover.connect_due(perf_counter()),
+                lambda: (
+                    min(failover.connect_due(now := perf_counter()), now + BESIDE_SECONDS)
+                    if step.beside
+                    else failover.connect_due(perf_counter())
+                ),
                 opening=self._opening,
-                fresh=number in self._stale,
+                fresh=step.server in self._stale,
             )
-            self._place, self._number, self._connection = place, number, connection
+            link = Link(step.server, server, place, connection)
+            self._links.append(link)
             self._opening.clear()
             if self._is_cancelled:
                 return
-            due = answer.failover.first_token_due(perf_counter())
-            response = connection.send("POST", self._path, place, self._body, due=due)
+            request, due = step.request, failover.first_token_due(perf_counter())
+            response = connection.send(request.method, request.path, place, request.body, due=due)
         except AttemptFailed as error:
-            self._failed(number, error.failure)
+            self._failed(step, link, error.failure)
         else:
-            answer.connected(number, response, perf_counter())
+            self.answer.connected(step, response, perf_counter())
 
     def _read(self, seconds: float) -> None:
         """Read once and tell the answer."""
-        connection = self._connection
-        assert connection is not None  # the core reads only after it connected
-        if self._is_fed:  # an interrupt came before the answer was told
-            self.answer.received(perf_counter())
-            self._is_fed = False
-            return
-        self._is_fed = True
-        try:
-            connection.receive(seconds)
-            if self._is_cancelled:
-                return  # the end that was read is cancel()'s own doing
-            if connection.response.eof and self._is_stale(connection):
-                self._failed(self._number, Failure("closed", "", "closed the connection without a reply"))
-            else:
-                self.answer.received(perf_counter())
-        except TimeoutError:
+        links = self._links
+        is_alone = len(links) == 1
+        link: Link | None = links[0]
+        if not is_alone:
+            link, seconds = self._ready(seconds), AT_ONCE
+        if self._fed is not None:  # an interrupt came before the answer was told
+            link = self._fed
+        elif link is None:
             self.answer.timed_out(perf_counter())
+            return
+        response = link.connection.response
+        try:
+            if self._fed is None:
+                self._fed = link
+                link.connection.receive(seconds)
+            if self._is_woken:
+                return  # the end that was read may be cancel()'s or move()'s own doing
+            if response.eof and self._is_stale(link):
+                self._failed(response, link, Failure("closed", "", "closed the connection without a reply"))
+            else:
+                self.answer.received(perf_counter(), response)
+        except TimeoutError:
+            if is_alone:  # else it was TLS's own business that made it ready, and the others may have more to say
+                self.answer.timed_out(perf_counter())
         except AttemptFailed as error:
-            self._failed(self._number, error.failure)
-        self._is_fed = False
+            self._failed(response, link, error.failure)
+        self._fed = None
 
-    def _failed(self, number: int, failure: Failure) -> None:
+    def _ready(self, seconds: float) -> Link | None:
+        """Wait for one of several connections to have something to read."""
+        number = wait_for_any([link.connection for link in self._links], seconds)
+        return None if number is None else self._links[number]
+
+    def _failed(self, what: Connect | Response, link: Link | None, failure: Failure) -> None:
         if self._is_cancelled:
             return
-        connection = self._connection
-        if connection is not None and self._is_stale(connection):
-            self._stale.add(number)
+        if link is not None and self._is_stale(link):
+            self._stale.add(link.number)
             failure = Failure(failure.kind, failure.phase, failure.message, stale=True)
-        self.answer.failed(number, failure, perf_counter())
+        self.answer.failed(what, failure, perf_counter())
 
-    def _is_stale(self, connection: Connection) -> bool:
+    def _is_stale(self, link: Link) -> bool:
         """Whether a connection that broke without a reply says little about the server, which is then asked once more.
 
         A server may have closed a kept connection before it saw the request, and an embedded engine that was killed is
         started again.
         """
-        response = connection.response
-        if response.heads or response.head_bytes or self._number in self._stale:
+        response = link.connection.response
+        if response.heads or response.head_bytes or link.number in self._stale:
             return False
-        return connection.reused or self._servers[self._number].scheme == EMBEDDED
+        return link.connection.reused or self._servers[link.number].scheme == EMBEDDED
 
-    def _let_go(self) -> None:
+    def _let_go(self, link: Link) -> None:
         """Give a finished connection back, or close an unfinished one, which makes the server stop generating."""
-        connection, self._connection = self._connection, None
-        if connection is None or self._place is None:
-            return
-        if self.answer.is_whole and not self._is_cancelled:  # cancel() may be about to shut it down
-            connection.response.body.clear()
-            POOL.release(self._place, connection)
+        self._links.remove(link)
+        if self._fed is link:
+            self._fed = None
+        connection = link.connection
+        response = connection.response
+        is_done = response is self.answer.spare or response.reusable
+        if is_done and not self._is_woken:  # cancel() or move() may be about to shut it down
+            response.body.clear()
+            POOL.release(link.place, connection)
         else:
             connection.close()

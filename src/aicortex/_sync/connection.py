@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,17 @@ class Connection:
         response = self.response
         return not response.eof and response.fault is None and "close" not in response.header("connection").lower()
 
+    def fileno(self) -> int:
+        """Return the socket's number, to wait for several."""
+        return self._socket.fileno()
+
+    def has_pending(self) -> bool:
+        """Whether there is something to read that the system does not know of."""
+        if not self._is_tls:
+            return bool(self._inbox)
+        is_filled = bool(self._inbox) and self._inbox[0][:1] != b"\0"
+        return is_filled or self._socket.pending() > 0  # type: ignore[attr-defined]
+
     def wake(self) -> None:
         """Make a `receive` in another thread return at once; the connection is of no use afterwards."""
         end_waits([self._socket])
@@ -140,6 +151,19 @@ def end_waits(sockets: list[socket.socket]) -> None:
     for each in sockets:
         with suppress(OSError):  # closed, or replaced by its secured successor
             socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+
+def wait_for_any(connections: Sequence[Connection], seconds: float) -> int | None:
+    """Return the number of the first connection that has something to read, or None when none has in time."""
+    import selectors  # only for answers that wait for two servers at once
+
+    for number, connection in enumerate(connections):
+        if connection.has_pending():
+            return number
+    with selectors.DefaultSelector() as selector:
+        for number, connection in enumerate(connections):
+            selector.register(connection, selectors.EVENT_READ, number)
+        return min((key.data for key, _ in selector.select(max(seconds, 0.001))), default=None)
 
 
 def _connect(

@@ -1,0 +1,216 @@
+"""How attempts end: with a failure and the next step, by moving on, with the whole answer, or cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import asdict, replace
+
+from aicortex._core import faults
+from aicortex._core.failover import Attempt, Deadlines, Failover, Failure
+from aicortex._core.journal import Journal
+from aicortex._core.ladder import ASK_ANSWER, Ladder, Memory
+from aicortex._core.ollama import Chunk
+from aicortex._core.question import Question
+from aicortex._core.result import error_of, result_of
+from aicortex._core.seam import PREFILL, RAW, Delivered
+from aicortex._core.server import Server
+from aicortex._core.state import Connect, Progress, State, Try, without
+from aicortex.errors import StreamCancelledError
+from aicortex.events import StreamEvent
+
+PACE_SECONDS = 5.0  # of waiting, between two looks at the pace
+RUNG_KINDS = frozenset({"rejected", "denied", "bad_response", "diverged"})  # another rung may still work at this server
+
+
+class Attempts(Journal):
+    """The part of an answer that knows its servers and what became of them."""
+
+    __slots__ = ("_question", "_resume", "_servers", "_since", "steady")
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        question: Question,
+        *,
+        deadlines: Deadlines,
+        now: float,
+        wall: float,
+        digests: Sequence[str],
+        memory: Memory,
+        resume: bool,
+    ) -> None:
+        ladder = Ladder(question, tuple(digests), memory)
+        failover = Failover(tuple(range(len(servers))), deadlines, now, now)
+        start = StreamEvent("start", "", meta={"model": question.model}, timestamp=wall)
+        super().__init__(State(failover, ladder, now), start, zero=wall - now)
+        self._servers = servers
+        self._question = question
+        self._resume = resume
+        self._since = now
+        self.steady = False
+
+    def _fail(
+        self, failed: Try | Connect, failure: Failure, events: list[StreamEvent], progress: Progress, now: float
+    ) -> None:
+        """End an attempt; an error event follows, and the next step or the end."""
+        self.steady = False
+        state = self._state
+        seen = [*self.log, *events]
+        delivered = Delivered.of(seen) if progress.shown else Delivered()
+        gave = isinstance(failed, Try) and any(map(_is_content, seen[state.mark :]))
+        ladder = replace(state.ladder, delivered=delivered)
+        if gave:
+            ladder = state.ladder.broke(failed.server, delivered, failed.rung)
+        pending = None
+        if failed.rung and failure.kind in RUNG_KINDS and not gave:
+            ladder = ladder.without(failed.server, failed.rung)
+            step = ladder.step(failed.server)
+            pending = None if step is None else Connect.of(failed.server, step)
+        if failure.kind == "rejected" and progress.shown:  # another server took the same request
+            failure = replace(failure, kind="cannot_continue")
+        failover = state.failover
+        if pending is None:
+            failover = failover.record(failed.server, failure, now, gave=gave)
+        if progress.shown:
+            failover = failover.preferring(ladder.order(range(len(self._servers))))
+        if progress.shown and not self._resume:
+            failover, pending = replace(failover, over=True), None
+        rival = state.rival if isinstance(failed, Try) and not progress.shown else None
+        if rival is not None:
+            failover = replace(failover, over=state.failover.over)  # it may take what this one rejected
+        goes_on = rival is not None or pending is not None or failover.next_step(now) is not None
+        attempt, event = self._told(failed, failure, now, length=len(delivered.text), will_retry=goes_on)
+        events.append(event)
+        attempts = (*state.attempts, attempt)
+        after = State(failover, ladder, now, len(seen) + 1, rival, (), pending, attempts=attempts)
+        if not goes_on:
+            after = replace(after, outcome=error_of(attempts, delivered.text, shown=progress.shown))
+        if rival is not None:
+            progress = Progress(progress.index, progress.shown)
+        self._commit(events, after, progress)
+
+    def _fail_beside(self, failed: Try | Connect, failure: Failure, now: float) -> None:
+        """Give up a second server; the first one goes on."""
+        state = self._state
+        attempt, event = self._told(failed, failure, now, length=0, will_retry=True)
+        failover = state.failover.record(failed.server, failure, now)
+        after = replace(
+            state,
+            failover=replace(failover, over=state.failover.over),  # the first one took the same request
+            beside=without(state.beside, ASK_ANSWER),
+            attempts=(*state.attempts, attempt),
+        )
+        self._commit([event], after, self._progress)
+
+    def _told(
+        self, failed: Try | Connect, failure: Failure, now: float, *, length: int, will_retry: bool
+    ) -> tuple[Attempt, StreamEvent]:
+        """Return a failed attempt and the event that tells of it; `length` characters were delivered before."""
+        server = self._servers[failed.server]
+        began = failed.began if isinstance(failed, Try) else self._state.began
+        attempt = Attempt(
+            server=server.label,
+            kind=failure.kind,
+            # a connection does not know how far the answer was
+            phase=failure.phase or (faults.STREAM if self._progress.shown else faults.FIRST_TOKEN),
+            message=server.redact(failure.message),
+            delivered=length,
+            will_retry=will_retry,
+            seconds=now - began,
+            status=failure.status,
+            rung=failed.rung,
+        )
+        meta = asdict(attempt)
+        del meta["message"]
+        return attempt, self._event("error", now, f"{attempt.server}: {attempt.message}", meta)
+
+    def _prospect(self, current: Try) -> tuple[Ladder, Failover]:
+        """Return ladder and walk as they are once the attempt under way is over."""
+        state = self._state
+        if not self._progress.shown:
+            return state.ladder, state.failover
+        delivered = Delivered.of(self.log)
+        ladder = replace(state.ladder, delivered=delivered)
+        if any(map(_is_content, self.log[state.mark :])):
+            ladder = state.ladder.broke(current.server, delivered, current.rung)
+        failover = state.failover.preferring(ladder.order(range(len(self._servers))))
+        return ladder, failover if self._resume else replace(failover, over=True)
+
+    def move(self, now: float) -> bool:
+        """Leave the server that is answering and go on at another one; returns False when no other one can."""
+        self._recover()
+        current = self._state.current
+        if current is None or not self.may_move(now):
+            return False
+        ladder, failover = self._prospect(current)
+        state, label = self._state, self._servers[current.server].label
+        length, seconds = len(ladder.delivered.text), now - current.began
+        left = Attempt(label, "moved", faults.STREAM, "", length, True, seconds, 200, current.rung)
+        event = self._event("meta", now, "", {"kind": "moved", "server": label})
+        attempts = (*state.attempts, left)
+        after = State(failover.last(current.server), ladder, now, len(self.log) + 1, attempts=attempts)
+        self.steady = False
+        self._commit([event], after, Progress(self._progress.index, self._progress.shown))
+        return True
+
+    def may_move(self, now: float) -> bool:
+        """Whether another server can take over at once from the one that is answering."""
+        current = self._state.current
+        if current is None:
+            return False
+        _, failover = self._prospect(current)
+        return failover.last(current.server).next_step(now) not in (None, current.server)
+
+    def _paced(self, before: Progress, after: Progress, now: float) -> Progress:
+        """Count tokens against the time that the reader waited for them."""
+        if before.heard is None or before.waited >= PACE_SECONDS:
+            return after
+        waited = before.waited + max(now - max(self._since, before.heard), 0.0)
+        return replace(after, counted=before.counted + after.index - before.index, waited=waited)
+
+    def _look_at_pace(self, current: Try, now: float) -> None:
+        """Leave a server that has become slow, if another one can go on."""
+        progress, pace = self._progress, self._state.failover.deadlines.pace
+        if pace is None or progress.waited < PACE_SECONDS:
+            return
+        found = progress.counted / progress.waited
+        if found < pace and self.may_move(now):
+            words = f"slow: {found:.1f} tokens/s where {pace:g} are wanted"
+            self._fail(current, Failure("slow", faults.STREAM, words), [], progress, now)
+
+    def _finish(self, current: Try, final: Chunk, events: list[StreamEvent], progress: Progress, now: float) -> None:
+        """End the answer: the server said that it is done, or a stop string of the caller stands across a seam."""
+        state = self._state
+        length = sum(len(event.content or "") for event in (*self.log, *events) if event.type == "token")
+        seconds = now - current.began
+        label = self._servers[current.server].label
+        done = Attempt(label, "ok", faults.STREAM, "", length, False, seconds, 200, current.rung)
+        spent = state.ladder.delivered.chunks if current.rung in (RAW, PREFILL) else 0
+        if self._question.is_full(spent):
+            final = replace(final, eval_count=0)  # its one token was not delivered
+        self.steady = False
+        seen, end = [*self.log, *events], now + self._zero
+        attempts = (*state.attempts, done)
+        result = result_of(seen, final, model=self._question.model, attempts=attempts, end=end, spent=spent)
+        stats = {"kind": "stats", "server": result.server, "usage": result.usage, "timings": result.timings}
+        meta = {name: getattr(result, name) for name in ("finish_reason", "usage", "timings", "model", "server")}
+        meta["attempts"] = [asdict(attempt) for attempt in attempts]
+        events += [self._event("meta", now, "", stats), self._event("end", now, "", meta)]
+        after = replace(state, current=None, beside=(), pending=None, attempts=attempts, outcome=result)
+        self._commit(events, after, progress)
+
+    def cancel(self) -> None:
+        """End the answer because its reader wants no more of it; without effect when it is over."""
+        self._recover()
+        self.steady = False
+        if self._state.outcome is None:
+            partial = Delivered.of(self.log).text
+            words = f"the stream was cancelled after {len(partial)} characters"
+            error = StreamCancelledError(words, partial=partial)
+            after = replace(self._state, current=None, beside=(), pending=None, outcome=error)
+            self._commit([], after, self._progress)
+
+
+def _is_content(event: StreamEvent) -> bool:
+    return event.type in ("token", "tool_call") or (event.type == "meta" and (event.meta or {})["kind"] == "thinking")

@@ -1,0 +1,375 @@
+"""Several connections for one answer over real sockets: a second server, models being loaded, slow streams."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import pytest
+import trustme
+
+from aicortex import AllServersFailedError, Server, Stream, StreamCancelledError, chat
+from aicortex._core.hedging import Budget
+from aicortex._sync.client import IN_FLIGHT
+from aicortex._sync.connection import Connection, wait_for_any
+from aicortex.testing import Answer, FakeServer, Hang, InBandError, Loading, Request, Reset, Status
+
+TEXT = "Tides rise because the moon pulls the water on its side of the Earth more than the Earth itself."
+LATE = Answer(TEXT, first_delay=0.3)
+SOON = 0.05  # seconds until the second server is asked
+
+
+@pytest.fixture(autouse=True)
+def _full_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aicortex._sync.client.BUDGET", Budget())  # that of the process has a past
+
+
+def ask(*servers: FakeServer, **arguments: Any) -> Stream:
+    addresses = [Server(server.url, verify=False) for server in servers]
+    return chat("Why?", stream=True, model="fake:latest", servers=addresses, **arguments)
+
+
+def posted(server: FakeServer) -> list[Request]:
+    return [request for request in server.requests if request.method == "POST"]
+
+
+def under_way(server: FakeServer) -> int:
+    """Return how many requests this process has under way at a server."""
+    links = IN_FLIGHT.get(Server(server.url, verify=False), ())
+    return sum(link() is not None for link in links)
+
+
+def metas(stream: Stream) -> list[dict[str, Any]]:
+    return [event.meta for event in stream.events if event.type == "meta" and event.meta]
+
+
+def kinds(stream: Stream) -> list[tuple[str, str]]:
+    return [(attempt.server, attempt.kind) for attempt in stream.result.attempts]
+
+
+@contextmanager
+def reading(stream: Stream) -> Iterator[list[Exception]]:
+    """Read a stream to its end in another thread; what it raises is in the list once the block is left."""
+    raised: list[Exception] = []
+
+    def read() -> None:
+        try:
+            stream.text()
+        except RuntimeError as error:
+            raised.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    yield raised
+    reader.join(10)
+    assert not reader.is_alive()
+
+
+def finish_loading(server: FakeServer) -> None:
+    assert server.wait_until(lambda: server.loading == 1)
+    server.finish_loading()
+
+
+def finish_at_the_first_error(stream: Stream, server: FakeServer) -> None:
+    """Read a stream to its end; the load of a server is over when the first error is told."""
+    is_loading = True
+    for event in stream:
+        if event.type == "error" and is_loading:
+            finish_loading(server)
+            is_loading = False
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_second_server_is_faster(scheme: str) -> None:
+    """When the first token is late, an idle server is asked too; it answers, and the first one is let go."""
+    tls = None
+    if scheme == "https":
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("localhost", "127.0.0.1").configure_cert(tls)
+    with FakeServer(Hang(), tls=tls) as one, FakeServer(answer=TEXT, tls=tls) as two:
+        stream = ask(one, two, hedge_after=SOON)
+        assert stream.text() == TEXT
+        assert one.wait_for_disconnect(1)
+        assert kinds(stream) == [(one.url, "outpaced"), (two.url, "ok")]
+    connected = [(meta["server"], meta.get("hedge", False)) for meta in metas(stream) if meta["kind"] == "connected"]
+    assert connected == [(one.url, False), (two.url, True)]
+    assert "error" not in [event.type for event in stream.events]
+    assert stream.result.server == two.url
+
+
+def test_the_first_server_is_faster_after_all() -> None:
+    """The first server speaks while the second one is silent: it answers, and the second one is let go."""
+    with FakeServer(Loading(Answer(TEXT))) as one, FakeServer(Hang()) as two:
+        stream = ask(one, two, hedge_after=SOON)
+        for event in stream:
+            if "hedge" in (event.meta or {}):
+                assert two.wait_until(lambda: two.active == 1)
+                finish_loading(one)
+        assert stream.text() == TEXT
+        assert len(posted(two)) == 1
+        assert two.wait_for_disconnect(1)
+        assert kinds(stream) == [(one.url, "ok")]
+
+
+def test_the_second_server_fails_and_the_first_one_goes_on() -> None:
+    """A second server that cannot help costs an error event and nothing else."""
+    with FakeServer(Loading(Answer(TEXT))) as one, FakeServer(Status(500)) as two:
+        stream = ask(one, two, hedge_after=SOON)
+        for event in stream:
+            if event.type == "error":
+                finish_loading(one)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(two.url, "server_error"), (one.url, "ok")]
+        assert len(posted(two)) == 1
+
+
+def test_the_first_server_fails_and_the_second_one_goes_on() -> None:
+    """The request at the second server is not made again when the first one fails meanwhile."""
+    with FakeServer(Loading(InBandError())) as one, FakeServer(Loading(Answer(TEXT))) as two:
+        stream = ask(one, two, hedge_after=SOON)
+        for event in stream:
+            if "hedge" in (event.meta or {}):
+                finish_loading(one)
+            elif event.type == "error":
+                finish_loading(two)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "error"), (two.url, "ok")]
+        assert len(posted(two)) == 1
+
+
+def test_both_fail() -> None:
+    """The error names both servers, and nobody is asked twice."""
+    with FakeServer(Loading(InBandError())) as one, FakeServer(Status(500)) as two:
+        stream = ask(one, two, hedge_after=SOON)
+        with pytest.raises(AllServersFailedError) as caught:
+            finish_at_the_first_error(stream, one)
+        assert [len(posted(server)) for server in (one, two)] == [1, 1]
+    found = [(attempt.server, attempt.kind) for attempt in caught.value.attempts]
+    assert found == [(two.url, "server_error"), (one.url, "error")]
+
+
+def test_both_fail_and_a_third_one_answers() -> None:
+    """Behind two that were asked together comes the next server."""
+    with (
+        FakeServer(Loading(InBandError())) as one,
+        FakeServer(Status(500)) as two,
+        FakeServer(answer=TEXT) as three,
+    ):
+        three_is_busy = ask(three)  # so that it is not asked as the next one beside the first
+        stream = ask(one, two, three, hedge_after=SOON)
+        finish_at_the_first_error(stream, one)
+        assert kinds(stream) == [(two.url, "server_error"), (one.url, "error"), (three.url, "ok")]
+        assert three_is_busy.text() == stream.text() == TEXT
+
+
+def test_a_server_that_is_late_is_no_candidate_for_itself() -> None:
+    """With one server there is nobody else to ask."""
+    with FakeServer(LATE) as server:
+        assert ask(server, hedge_after=SOON).text() == TEXT
+        assert len(posted(server)) == 1
+
+
+def test_a_busy_server_is_not_asked_too() -> None:
+    """A server on which this process has another answer under way would only be slowed down."""
+    with FakeServer(LATE) as one, FakeServer(Hang(), answer=TEXT) as two, ask(two) as other:
+        assert two.wait_until(lambda: two.active == 1)
+        stream = ask(one, two, hedge_after=SOON)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "ok")]
+        assert len(posted(two)) == 1
+        assert not other.done
+
+
+def test_few_requests_are_made_twice() -> None:
+    """The budget of a process that just started allows three extra requests, not four."""
+    with FakeServer(Hang(), Hang(), Hang(), LATE) as one, FakeServer(answer=TEXT) as two:
+        answered = []
+        for _ in range(4):
+            stream = ask(one, two, hedge_after=SOON)
+            assert stream.text() == TEXT
+            answered.append(stream.result.server)
+        assert answered == [two.url, two.url, two.url, one.url]
+        assert len(posted(two)) == 3
+
+
+def test_the_faster_server_breaks_and_the_slower_one_goes_on() -> None:
+    """Whoever was outpaced is not out of the race: it goes on with the answer when the other one breaks."""
+    breaking = Answer(TEXT).then(Reset(), after_tokens=5)
+    with FakeServer(Hang(), answer=TEXT) as one, FakeServer(breaking) as two:
+        stream = ask(one, two, hedge_after=SOON)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "outpaced"), (two.url, "reset"), (one.url, "ok")]
+        assert one.wait_for_disconnect(1)
+
+
+def test_cancel_while_two_are_asked() -> None:
+    """C11: both servers are free at once, and the reader is woken."""
+    with FakeServer(Hang()) as one, FakeServer(Hang()) as two:
+        stream = ask(one, two, hedge_after=SOON)
+        with reading(stream) as raised:
+            assert two.wait_until(lambda: two.active == 1)
+            stream.cancel()
+            assert one.wait_for_disconnect(1)
+            assert two.wait_for_disconnect(1)
+        assert [type(error) for error in raised] == [StreamCancelledError]
+        assert under_way(one) == under_way(two) == 0
+
+
+def test_move_while_two_are_asked() -> None:
+    """The reader is woken, and the server that was moved away from is left."""
+    with FakeServer(Hang()) as one, FakeServer(Hang(), answer=TEXT) as two:
+        stream = ask(one, two, hedge_after=SOON)
+        with reading(stream) as raised:
+            assert two.wait_until(lambda: two.active == 1)
+            assert stream.move()
+            assert one.wait_for_disconnect(1)
+        assert raised == []
+        assert stream.text() == TEXT
+        assert stream.result.server == two.url
+
+
+def test_requests_under_way_are_counted() -> None:
+    """A server counts as busy from the request to the end of the answer, however it ends."""
+    with FakeServer(answer=TEXT) as server:
+        first, second = ask(server), ask(server)
+        assert under_way(server) == 2
+        first.text()
+        assert under_way(server) == 1
+        second.cancel()
+        assert under_way(server) == 0
+        third = ask(server)
+        assert under_way(server) == 1
+        del third
+        assert under_way(server) == 0
+
+
+def test_a_broken_answer_is_under_way_where_it_goes_on() -> None:
+    """The server that broke is idle again, and the one that goes on is busy."""
+    goes_on = Answer(TEXT).then(Hang(), after_tokens=10)
+    with FakeServer(Answer(TEXT).then(Reset(), after_tokens=3)) as one, FakeServer(continuation=goes_on) as two:
+        stream = ask(one, two)
+        words = stream.tokens()
+        for _ in range(6):
+            next(words)
+        assert (under_way(one), under_way(two)) == (0, 1)
+        stream.cancel()
+        assert under_way(two) == 0
+        assert two.wait_for_disconnect(1)
+
+
+def test_a_model_that_is_being_loaded_is_waited_for() -> None:
+    """A first token that is late because the model is being loaded is no reason to leave: that aborts the load."""
+    with FakeServer(Loading(Answer(TEXT))) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, first_token_timeout=0.3)
+        for event in stream:
+            if event.type == "meta" and event.meta and event.meta["kind"] == "loading":
+                assert event.meta["server"] == one.url
+                one.finish_loading()
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "ok")]
+        assert one.aborted_loads == 0
+        assert posted(two) == []
+    assert [meta["kind"] for meta in metas(stream)] == ["connected", "loading", "stats"]
+
+
+def test_a_load_that_ends_while_it_is_looked_at() -> None:
+    """The list of loaded models comes late: the load has just ended, and the first token is waited for once more."""
+    with FakeServer(Loading(Answer(TEXT, first_delay=0.1))) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, first_token_timeout=0.3)
+        with reading(stream) as raised:
+            assert one.wait_until(lambda: "/api/ps" in [request.path for request in one.requests])
+            threading.Event().wait(0.5)  # longer than a server takes that loads nothing, on purpose
+            one.finish_loading()
+        assert raised == []
+        assert kinds(stream) == [(one.url, "ok")]
+        assert one.aborted_loads == 0
+        assert posted(two) == []
+
+
+def test_a_server_that_hangs_and_loads_nothing_is_left() -> None:
+    """It lists its loaded models at once, so that its silence is no load."""
+    with FakeServer(Hang()) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, first_token_timeout=0.3)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "first_token_timeout"), (two.url, "ok")]
+        assert one.wait_for_disconnect(1)
+        assert "/api/ps" in [request.path for request in one.requests]
+    assert "loading" not in [meta["kind"] for meta in metas(stream)]
+
+
+def test_a_server_that_says_nothing_at_all_is_left() -> None:
+    """One that does not even tell its version is not loading but dead."""
+    with FakeServer(Hang()) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, first_token_timeout=0.3)
+        one.everything = Hang()
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "first_token_timeout"), (two.url, "ok")]
+
+
+def test_cancel_while_a_load_is_looked_at() -> None:
+    """C11: the answer and both questions about the load are let go of."""
+    with FakeServer(Loading(Answer(TEXT))) as server:
+        stream = ask(server, first_token_timeout=0.3)
+        with reading(stream) as raised:
+            assert server.wait_until(lambda: "/api/ps" in [request.path for request in server.requests])
+            stream.cancel()
+            assert server.wait_until(lambda: server.aborted_loads == 1 and server.active == 0, 1)
+        assert [type(error) for error in raised] == [StreamCancelledError]
+
+
+def test_a_slow_stream_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below min_tokens_per_second an answer goes on at another server, without a gap."""
+    monkeypatch.setattr("aicortex._core.attempts.PACE_SECONDS", 0.1)
+    with FakeServer(Answer(TEXT, delay=0.04)) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, min_tokens_per_second=1000)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "slow"), (two.url, "ok")]
+        assert one.wait_for_disconnect(1)
+    tokens = [event.index for event in stream.events if event.type == "token"]
+    assert tokens == list(range(len(tokens)))
+    assert [meta["rung"] for meta in metas(stream) if meta["kind"] == "resumed"] == ["raw"]
+
+
+@pytest.mark.parametrize(("servers", "resume"), [(1, None), (2, "never")])
+def test_a_slow_stream_stays_where_nobody_can_go_on(
+    servers: int, resume: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow answer is better than none."""
+    monkeypatch.setattr("aicortex._core.attempts.PACE_SECONDS", 0.1)
+    with FakeServer(Answer(TEXT, delay=0.02)) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(*[one, two][:servers], min_tokens_per_second=1000, resume=resume)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "ok")]
+
+
+def test_a_stream_that_is_fast_enough_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps the pace is left alone, whoever else is there."""
+    monkeypatch.setattr("aicortex._core.attempts.PACE_SECONDS", 0.1)
+    with FakeServer(Answer(TEXT, delay=0.02)) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, min_tokens_per_second=0.5)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "ok")]
+
+
+def test_waiting_for_two_connections() -> None:
+    """The first connection with something to read is named, or none when the time is up."""
+    body = b'{"model":"fake:latest","messages":[{"role":"user","content":"x"}]}'
+    with FakeServer(Hang()) as one, FakeServer(Loading(Answer(TEXT))) as two:
+        connections = []
+        for fake in (one, two):
+            server = Server(fake.url)
+            connection = Connection(server, due=perf_counter() + 5, opening=[])
+            connection.send("POST", "/api/chat", server, body, due=perf_counter() + 5)
+            connections.append(connection)
+        assert wait_for_any(connections, 0.05) is None
+        assert two.wait_until(lambda: two.loading == 1)
+        two.finish_loading()
+        assert wait_for_any(connections, 5) == 1
+        connections[1].receive(5)
+        assert connections[1].response.status == 200
+        for connection in connections:
+            connection.close()

@@ -75,10 +75,21 @@ def test_busy_server_is_asked_again(server: FakeServer) -> None:
 def test_cut_answer(server: FakeServer) -> None:
     """An answer that breaks off shows what came, says on stderr that it is incomplete, and gives status 1."""
     server.script(Answer("one two three").then(Close(), after_tokens=2))
-    ended = run("chat", "Hi", "--server", server.url)
+    ended = run("chat", "Hi", "--server", server.url, "--resume", "never")
     assert (ended.status, ended.out) == (1, "one two\n")
     assert ended.err.startswith("aicortex: error: the answer is incomplete: Stream interrupted after 7 characters")
     assert ended.err.count("\n") == 1
+
+
+def test_continued_answer(server: FakeServer) -> None:
+    """An answer that breaks off and goes on elsewhere is whole on stdout; stderr says afterwards who did what."""
+    server.script(Answer("one two three").then(Close(), after_tokens=2))
+    with FakeServer(models=["llama3.2:3b"], answer="one two three") as other:
+        ended = run("chat", "Hi", "--server", server.url, "--server", other.url)
+    assert (ended.status, ended.out) == (0, "one two three\n")
+    first, second = ended.err.splitlines()
+    assert first.startswith(f"aicortex: server {server.url} failed after 7 characters (")
+    assert second == f"aicortex: server {other.url} went on with the answer"
 
 
 @pytest.mark.parametrize(

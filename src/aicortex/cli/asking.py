@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aicortex.ask import chat
 from aicortex.cli.screens import Screen, choose_screen
@@ -28,6 +28,7 @@ class Manner:
     max_tokens: int | None
     seed: int | None
     timeout: float | None
+    resume: Literal["continue", "never"] | None
     json: bool
     plain: bool
     stats: bool
@@ -43,6 +44,7 @@ class Manner:
             max_tokens=options.max_tokens,
             seed=options.seed,
             timeout=options.timeout,
+            resume=options.resume,
             json=options.json,
             plain=options.plain,
             stats=options.stats,
@@ -61,11 +63,14 @@ def ask(prompt: str, manner: Manner, *, history: Sequence[MessageDict] = ()) -> 
             waiting.stop()  # the engine says itself what it fetches and starts
         with _open(prompt, manner, history, servers) as stream:
             screen = choose_screen(json=manner.json, plain=manner.plain)
+            later: list[str] = []
             try:
-                _follow(stream, screen, waiting)
+                _follow(stream, screen, waiting, later)
             finally:
                 waiting.stop()
                 screen.finish()
+                for words in later:
+                    note(words)
             result = stream.result
     _comment(result, stats=manner.stats)
     return result
@@ -83,22 +88,34 @@ def _open(prompt: str, manner: Manner, history: Sequence[MessageDict], servers: 
         max_tokens=manner.max_tokens,
         seed=manner.seed,
         timeout=manner.timeout,
+        resume=manner.resume,
     )
 
 
-def _follow(stream: Stream, screen: Screen, waiting: Waiting) -> None:
-    """Show every event of a stream; refresh whenever nothing more has come."""
+def _follow(stream: Stream, screen: Screen, waiting: Waiting, later: list[str]) -> None:
+    """Show every event of a stream; refresh whenever nothing more has come.
+
+    What is to be said about servers while the answer stands half written on the terminal is kept for `later`.
+    """
     failed: StreamEvent | None = None
     for count, event in enumerate(stream, 1):
         meta = event.meta or {}
         if event.type == "token":
             waiting.stop()
-        elif event.type == "error" or meta.get("kind") == "connected":
+        elif event.type == "error" and meta["delivered"]:
+            if meta["will_retry"]:  # the last failure is reported as what ended the answer
+                later.append(f"server {meta['server']} failed after {meta['delivered']} characters ({_reason(event)})")
+        elif meta.get("kind") == "resumed":
+            later.append(f"server {meta['server']} went on with the answer")
+        elif (event.type == "error" or meta.get("kind") == "connected") and not later:
             waiting.stop()
             if failed:
-                note(_failover(failed, meta["server"]))
+                next_one = "it again" if meta["server"] == (failed.meta or {})["server"] else meta["server"]
+                note(f"server {(failed.meta or {})['server']} failed ({_reason(failed)}), asking {next_one}")
             failed = event if event.type == "error" and meta["will_retry"] else None
             waiting.begin(f"waiting for {meta['server']}" if failed is None else "looking for another server")
+        elif meta.get("kind") == "loading":
+            waiting.begin(f"{meta['server']} is loading the model")
         elif meta.get("kind") == "thinking":
             waiting.begin("thinking")
         screen.show(event)
@@ -106,11 +123,8 @@ def _follow(stream: Stream, screen: Screen, waiting: Waiting) -> None:
             screen.refresh()
 
 
-def _failover(failed: StreamEvent, server: str) -> str:
-    meta = failed.meta or {}
-    reason = (failed.content or "").removeprefix(f"{meta['server']}: ")
-    next_one = "it again" if server == meta["server"] else server
-    return f"server {meta['server']} failed ({reason}), asking {next_one}"
+def _reason(failed: StreamEvent) -> str:
+    return (failed.content or "").removeprefix(f"{(failed.meta or {})['server']}: ")
 
 
 def _comment(result: Result, *, stats: bool) -> None:

@@ -44,8 +44,9 @@ def converse(manner: Manner) -> int:
             print()
             return 0
         except KeyboardInterrupt:
-            print()
-            note("Ctrl-D or /quit leaves")
+            with suppress(KeyboardInterrupt):  # pressed twice
+                print()
+                note("Ctrl-D or /quit leaves")
         except (AICortexError, ValueError, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 raise

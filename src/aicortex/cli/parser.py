@@ -175,6 +175,8 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     )
     words = "how long the whole answer may take; the start of the embedded engine and its one download do not count"
     parser.add_argument("--timeout", metavar="SECONDS", type=_decimal, help=words)
+    words = "whether another server goes on with an answer that breaks off; by default AICORTEX_RESUME, or else it does"
+    parser.add_argument("--resume", choices=["continue", "never"], help=words)
     parser.add_argument("--json", action="store_true", help="write the events of the stream, one JSON object a line")
     words = "write the answer as it is; without this a terminal shows Markdown rendered"
     parser.add_argument("--plain", "--no-markdown", action="store_true", help=words)

@@ -15,8 +15,10 @@ INTRODUCTION = """\
 # The command line
 
 Answers and lists go to standard output, everything else to standard error. On a terminal answers are rendered as
-Markdown while they come; a pipe gets the tokens as they are, at once. Colours follow `NO_COLOR`, and a terminal that
-cannot move its cursor (`TERM=dumb`) gets plain text. Output is UTF-8 wherever the locale allows.
+Markdown while they come; a pipe gets the tokens as they are, at once. After a second of silence a terminal says what
+is waited for, in the middle of an answer too: on a line below it, which vanishes when the answer goes on. Colours
+follow `NO_COLOR`, and a terminal that cannot move its cursor (`TERM=dumb`) gets plain text. Output is UTF-8 wherever
+the locale allows.
 
 | exit status | meaning |
 |---|---|

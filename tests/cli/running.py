@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from aicortex.testing import FakeServer
 
 SOURCE = str(Path(__file__).parents[2] / "src")
@@ -186,38 +188,55 @@ class Terminal:
             self.raw += data.decode("utf-8", "replace")
 
 
+def pretend_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, rows: int) -> None:
+    """Take stdout and stderr for a terminal; to be called in the test itself, because fixtures have others."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", str(rows))
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+
+
 def _take_terminal() -> None:
     """Make standard input the controlling terminal, so that Ctrl-C reaches the process."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-PIECES = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b[=>]|(.)", re.DOTALL)
+PIECES = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b([=>78D])|(.)", re.DOTALL)
 
 
 def draw(raw: str, columns: int, rows: int) -> list[str]:
     """Interpret output as a terminal does, and return all its lines: those scrolled away, then the screen.
 
     Knows what the command line and readline write: movements, erasing, wrapping; colours are left out. The cursor
-    cannot reach what has scrolled away.
+    cannot reach what has scrolled away. Behind a full row it is as touchy as any terminal: erasing takes the last
+    character with it, as in xterm, and a restored cursor stands on that character, as in tmux.
     """
     lines: list[list[str]] = [[]]
     row = column = 0
-    for number, letter, character in PIECES.findall(raw):
+    saved = (0, 0)
+    for number, letter, escape, character in PIECES.findall(raw):
         top = max(len(lines) - rows, 0)
         if letter:
             count = int(number) if number.isdigit() else 1
             if letter == "A":
                 row = max(row - count, top)
+            elif letter == "B":
+                row = min(row + count, top + rows - 1)
             elif letter == "C":
                 column += count
             elif letter == "D":
                 column = max(column - count, 0)
             elif letter in "JK" and number in ("", "0"):
-                del lines[row][column:]
+                del lines[row][min(column, columns - 1) :]
                 if letter == "J":
                     lines[row + 1 :] = [[] for _ in lines[row + 1 :]]
-        elif character == "\n":
+        elif escape == "7":
+            saved = (row - top, column)  # on the screen: it does not scroll
+        elif escape == "8":
+            row, column = top + saved[0], min(saved[1], columns - 1)
+        elif escape == "D" or character == "\n":
             row += 1
         elif character == "\r":
             column = 0

@@ -8,7 +8,9 @@ import subprocess
 import pytest
 
 from aicortex.testing import (
+    Answer,
     FakeServer,
+    Hang,
 )
 from cli.running import (
     COMMAND,
@@ -37,6 +39,18 @@ def test_options_reach_the_server(server: FakeServer) -> None:
     assert body["model"] == "qwen3:8b"
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert body["options"] == {"temperature": 0.5, "num_predict": 9, "seed": 7}
+
+
+def test_deadlines_reach_the_stream(server: FakeServer) -> None:
+    """A server that is silent for `--stall-timeout` has failed; after `--hedge-after` a second one is asked."""
+    server.script(Answer(TEXT).then(Hang(), after_tokens=1))
+    ended = run("chat", "Hi", "--server", server.url, "--stall-timeout", "0.2", "--resume", "never")
+    assert (ended.status, ended.out) == (1, "Black\n")
+    assert "nothing came for 0.2 s" in ended.err
+    server.script(Hang())
+    with FakeServer(models=["llama3.2:3b"], answer=TEXT) as other:
+        ended = run("chat", "Hi", "--server", server.url, "--server", other.url, "--hedge-after", "0.1")
+        assert (ended.out, asked(other)["messages"][-1]["content"]) == (TEXT + "\n", "Hi")
 
 
 def test_words_without_quotes_are_one_prompt(server: FakeServer) -> None:
@@ -77,6 +91,8 @@ def test_prompt_from_a_pipe(server: FakeServer, arguments: list[str], text: byte
         (["Hi", "--max-tokens", "many"], b"", "argument --max-tokens: 'many' is not a whole number"),
         (["Hi", "--seed", "1.5"], b"", "argument --seed: '1.5' is not a whole number"),
         (["Hi", "--timeout", "0"], b"", "timeout must be more than 0 seconds"),
+        (["Hi", "--stall-timeout", "0"], b"", "stall_timeout must be"),
+        (["Hi", "--hedge-after", "soon"], b"", "argument --hedge-after: 'soon' is not a number"),
         (["Hi", "--timeout", "nan"], b"", "timeout must be a number"),
         (["Hi", "--system", ""], b"", "system is empty"),
         (["Hi", "--model", ""], b"", "model must be a model's name"),

@@ -10,13 +10,16 @@ import sys
 
 import pytest
 
+from aicortex.cli.render import MarkdownScreen
+from aicortex.cli.screens import JsonScreen, TextScreen
+from aicortex.events import StreamEvent
 from aicortex.testing import (
     Answer,
     FakeServer,
     Hang,
     Status,
 )
-from cli.running import PATIENCE, Terminal, environment, finish, read_until, run, start
+from cli.running import PATIENCE, Terminal, draw, environment, finish, pretend_terminal, read_until, run, start
 
 TEXT = "Black holes form when stars die."
 
@@ -119,3 +122,82 @@ def test_ctrl_c_on_a_terminal(server: FakeServer) -> None:
         assert terminal.end() == 130
         assert terminal.text() == "one two^C\naicortex: stopped\n"
     assert server.wait_for_disconnect()
+
+
+ROW = "0123456789" * 2
+
+
+def drawn(raw: str) -> list[str]:
+    """Return the lines on a terminal of 20 columns and 5 rows."""
+    return draw(raw.replace("\n", "\r\n"), 20, 5)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [ROW[:-1], "9", "more"],
+        [ROW, "more"],
+        [ROW, "\n", "more"],
+        [ROW, "\n\nmore"],
+        [ROW],
+        [f"{ROW}\n"],
+        ["two\n" * 6],
+    ],
+)
+def test_words_below_the_text_leave_no_trace(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tokens: list[str]
+) -> None:
+    """With words below it after each token, in full rows too, a text ends on the screen as it does without them."""
+    pretend_terminal(monkeypatch, 20, 5)
+    screen = TextScreen()
+    raw = ""
+    for token in tokens:
+        screen.show(StreamEvent("token", token))
+        screen.say("| first")
+        screen.say("/ then")
+        raw += capsys.readouterr().out
+        assert drawn(raw)[-1] == "/ then"
+    screen.finish()
+    raw += capsys.readouterr().out
+    plain = "".join(tokens).removesuffix("\n") + "\n"
+    assert drawn(raw) == drawn(plain)
+
+
+def test_no_words_where_a_row_may_be_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind an emoji at the end of a row nobody knows where the cursor stands, and it stays there."""
+    pretend_terminal(monkeypatch, 20, 5)
+    screen = TextScreen()
+    screen.show(StreamEvent("token", ROW[:18] + "🦊"))
+    screen.say("words")
+    assert capsys.readouterr().out == ROW[:18] + "🦊"
+
+
+def test_words_below_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the words stand below the lines of JSON, and vanish with the next one."""
+    pretend_terminal(monkeypatch, 20, 5)
+    screen = JsonScreen()
+    event = StreamEvent("token", "x")
+    screen.show(event)
+    screen.say("words")
+    assert draw(capsys.readouterr().out.replace("\n", "\r\n"), 400, 5)[1:] == ["words"]
+    screen.show(event)
+    screen.finish()
+    assert capsys.readouterr().out == f"\x1b[J{event.to_json()}\n"
+
+
+def test_words_below_markdown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words below a rendering leave no trace, wherever they come: the list is as it is without them."""
+    pretend_terminal(monkeypatch, 20, 5)
+    raw = {}
+    for words in ("", "words"):
+        screen = MarkdownScreen()
+        for token in ("- one\n", "- t", "wo\n- a longer third item\n\nThe", " end is a *long* line of", " text.\n"):
+            screen.show(StreamEvent("token", token))
+            screen._rest_until = 0.0
+            screen.refresh()
+            if words:
+                screen.say(words)
+        screen.finish()
+        raw[words] = drawn(capsys.readouterr().out)
+    assert raw["words"] == raw[""]
+    assert "words" not in raw["words"]

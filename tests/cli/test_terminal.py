@@ -1,4 +1,4 @@
-"""What surrounds the answer: encodings, notes, and the sign of life while nothing comes."""
+"""What surrounds the answer: encodings and notes."""
 
 from __future__ import annotations
 
@@ -34,42 +34,6 @@ def test_encodings(server: FakeServer, locale: dict[str, str], encoding: str, sh
     ended = run("chat", "Où ?", "--server", server.url, encoding=encoding, **locale)
     assert (ended.status, ended.out) == (0, shown + "\n")
     assert last_message(server) == "Où ?"
-
-
-def test_sign_of_life(server: FakeServer) -> None:
-    """A terminal is told after a moment what is waited for, and the words vanish with the first token."""
-    server.script(Answer("Here.", first_delay=1.5))
-    with Terminal("chat", "Hi", "--server", server.url) as terminal:
-        terminal.wait_for(f"waiting for {server.url}")
-        terminal.wait_for("Here.")
-        assert terminal.end() == 0
-        assert terminal.text() == "Here.\n"
-
-
-def test_sign_of_life_on_a_dumb_terminal(server: FakeServer) -> None:
-    """A terminal without movements gets the words once, on a line of their own."""
-    server.script(Answer("Here.", first_delay=1.5))
-    with Terminal("chat", "Hi", "--server", server.url, more={"TERM": "dumb"}) as terminal:
-        assert terminal.end() == 0
-        assert terminal.raw == f"waiting for {server.url}\r\nHere.\r\n"
-
-
-def test_sign_of_life_is_cut(server: FakeServer) -> None:
-    """The words never take more than one line."""
-    server.script(Answer("Here.", first_delay=1.5))
-    with Terminal("chat", "Hi", "--server", server.url, columns=20) as terminal:
-        terminal.wait_for("waiting for http:")
-        assert terminal.end() == 0
-        assert terminal.text() == "Here.\n"
-
-
-def test_thinking_is_a_sign_of_life(server: FakeServer) -> None:
-    """While a model thinks, the terminal says so."""
-    server.script(Answer("Here.", thinking=["Hm"], delay=1.5))
-    with Terminal("chat", "Hi", "--server", server.url) as terminal:
-        terminal.wait_for("thinking")
-        assert terminal.end() == 0
-        assert terminal.text() == "Here.\n"
 
 
 def test_notes_are_broken_between_words() -> None:

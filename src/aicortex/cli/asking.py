@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from aicortex.ask import chat
 from aicortex.cli.screens import Screen, choose_screen
-from aicortex.cli.terminal import Waiting, note
+from aicortex.cli.terminal import note
+from aicortex.cli.waiting import Waiting
 from aicortex.fleet import find_servers
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ class Manner:
     temperature: float | None
     max_tokens: int | None
     seed: int | None
+    hedge_after: float | None
+    stall_timeout: float
     timeout: float | None
     resume: Literal["continue", "never"] | None
     json: bool
@@ -43,6 +47,8 @@ class Manner:
             temperature=options.temperature,
             max_tokens=options.max_tokens,
             seed=options.seed,
+            hedge_after=options.hedge_after,
+            stall_timeout=options.stall_timeout,
             timeout=options.timeout,
             resume=options.resume,
             json=options.json,
@@ -59,18 +65,20 @@ def ask(prompt: str, manner: Manner, *, history: Sequence[MessageDict] = ()) -> 
     with Waiting() as waiting:
         waiting.begin("looking for a server")
         servers = find_servers(manner.servers)
-        if any(server.scheme == "embedded" for server in servers):
+        has_engine = any(server.scheme == "embedded" for server in servers)
+        if has_engine:
             waiting.stop()  # the engine says itself what it fetches and starts
         with _open(prompt, manner, history, servers) as stream:
             screen = choose_screen(json=manner.json, plain=manner.plain)
-            later: list[str] = []
+            if manner.json and sys.stdout.isatty():
+                waiting.go_below(screen)  # there are lines before the first text
+            reporter = Reporter(waiting, screen, has_engine=has_engine)
             try:
-                _follow(stream, screen, waiting, later)
+                _follow(stream, screen, reporter)
             finally:
                 waiting.stop()
                 screen.finish()
-                for words in later:
-                    note(words)
+                reporter.finish()
             result = stream.result
     _comment(result, stats=manner.stats)
     return result
@@ -87,40 +95,96 @@ def _open(prompt: str, manner: Manner, history: Sequence[MessageDict], servers: 
         temperature=manner.temperature,
         max_tokens=manner.max_tokens,
         seed=manner.seed,
+        hedge_after=manner.hedge_after,
+        stall_timeout=manner.stall_timeout,
         timeout=manner.timeout,
         resume=manner.resume,
     )
 
 
-def _follow(stream: Stream, screen: Screen, waiting: Waiting, later: list[str]) -> None:
-    """Show every event of a stream; refresh whenever nothing more has come.
-
-    What is to be said about servers while the answer stands half written on the terminal is kept for `later`.
-    """
-    failed: StreamEvent | None = None
+def _follow(stream: Stream, screen: Screen, reporter: Reporter) -> None:
+    """Show every event of a stream; refresh whenever nothing more has come."""
     for count, event in enumerate(stream, 1):
-        meta = event.meta or {}
-        if event.type == "token":
-            waiting.stop()
-        elif event.type == "error" and meta["delivered"]:
-            if meta["will_retry"]:  # the last failure is reported as what ended the answer
-                later.append(f"server {meta['server']} failed after {meta['delivered']} characters ({_reason(event)})")
-        elif meta.get("kind") == "resumed":
-            later.append(f"server {meta['server']} went on with the answer")
-        elif (event.type == "error" or meta.get("kind") == "connected") and not later:
-            waiting.stop()
-            if failed:
-                next_one = "it again" if meta["server"] == (failed.meta or {})["server"] else meta["server"]
-                note(f"server {(failed.meta or {})['server']} failed ({_reason(failed)}), asking {next_one}")
-            failed = event if event.type == "error" and meta["will_retry"] else None
-            waiting.begin(f"waiting for {meta['server']}" if failed is None else "looking for another server")
-        elif meta.get("kind") == "loading":
-            waiting.begin(f"{meta['server']} is loading the model")
-        elif meta.get("kind") == "thinking":
-            waiting.begin("thinking")
+        reporter.tell(event)
         screen.show(event)
         if count == len(stream.events):
             screen.refresh()
+
+
+class Reporter:
+    """Says on the terminal what happens to an answer besides its text.
+
+    What is to be said about servers while the answer stands half written is kept until the end; meanwhile only the
+    sign of life tells of it.
+    """
+
+    def __init__(self, waiting: Waiting, screen: Screen, *, has_engine: bool) -> None:
+        self._waiting = waiting
+        self._screen = screen
+        self._has_engine = has_engine  # whether the embedded engine may have to say something
+        self._server = ""  # asked last
+        self._failed: StreamEvent | None = None
+        self._is_flowing = False  # the last that came was text
+        self._later: list[str] = []
+
+    def tell(self, event: StreamEvent) -> None:
+        """Take note of the next event, before it is shown."""
+        meta = event.meta or {}
+        kind = meta.get("kind")
+        if event.type == "token":
+            self._waiting.heard()
+            if not self._is_flowing:
+                self._flow()
+        elif event.type == "error" and meta["delivered"]:
+            self._tell_break(event)
+        elif kind == "resumed":
+            self._later.append(f"server {meta['server']} went on with the answer")
+        elif kind == "connected" and self._later:
+            self._server = meta["server"]
+            self._waiting.begin(f"waiting for {self._server} to go on")
+        elif (event.type == "error" or kind == "connected") and not self._later:
+            self._tell_attempt(event)
+        elif kind == "loading":
+            self._waiting.begin(f"{meta['server']} is loading the model")
+        elif kind == "thinking":
+            self._is_flowing = False
+            self._waiting.begin("thinking")
+
+    def finish(self) -> None:
+        """Say what was kept."""
+        for words in self._later:
+            note(words)
+
+    def _flow(self) -> None:
+        """Text comes: from now on the sign of life belongs below it."""
+        self._is_flowing = True
+        self._waiting.go_below(self._screen)
+        self._waiting.begin(f"waiting for {self._server}")
+
+    def _tell_break(self, event: StreamEvent) -> None:
+        """Tell of a server that failed in the middle of the answer."""
+        meta = event.meta or {}
+        self._is_flowing = False
+        if not meta["will_retry"]:  # the last failure is reported as what ended the answer
+            return
+        self._later.append(f"server {meta['server']} failed after {meta['delivered']} characters ({_reason(event)})")
+        if self._has_engine:
+            self._waiting.stop()
+        else:
+            self._waiting.begin("looking for another server")
+
+    def _tell_attempt(self, event: StreamEvent) -> None:
+        """Tell of an attempt, or its failure, before any text."""
+        meta = event.meta or {}
+        self._waiting.stop()
+        if self._failed:
+            failed = self._failed.meta or {}
+            next_one = "it again" if meta["server"] == failed["server"] else meta["server"]
+            note(f"server {failed['server']} failed ({_reason(self._failed)}), asking {next_one}")
+        self._failed = event if event.type == "error" and meta["will_retry"] else None
+        if event.type != "error":
+            self._server = f"{self._server} or {meta['server']}" if meta.get("hedge") else meta["server"]
+        self._waiting.begin("looking for another server" if self._failed else f"waiting for {self._server}")
 
 
 def _reason(failed: StreamEvent) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from aicortex.cli.terminal import Waiting, note, printable, width
+from aicortex.cli.terminal import note, printable, width
+from aicortex.cli.waiting import Waiting
 from aicortex.fleet import find_servers, list_models, list_servers
 
 KILO = 1000.0

@@ -173,6 +173,13 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=_whole, help="draw the same chances again: the same server repeats its answer"
     )
+    words = (
+        "when the first token is so late, ask a second idle server as well; the first to speak gives the answer "
+        "(by default never)"
+    )
+    parser.add_argument("--hedge-after", metavar="SECONDS", type=_decimal, help=words)
+    words = "how long a server may be silent in the middle of the answer before it has failed (default: %(default)g)"
+    parser.add_argument("--stall-timeout", metavar="SECONDS", type=_decimal, default=30.0, help=words)
     words = "how long the whole answer may take; the start of the embedded engine and its one download do not count"
     parser.add_argument("--timeout", metavar="SECONDS", type=_decimal, help=words)
     words = "whether another server goes on with an answer that breaks off; by default AICORTEX_RESUME, or else it does"

@@ -20,6 +20,7 @@ from markdown_it.token import Token
 from rich.console import Console
 from rich.markdown import Markdown
 
+from aicortex.cli.sign import Sign
 from aicortex.cli.tail import Tail, plain
 from aicortex.cli.terminal import printable, width
 from aicortex.events import StreamEvent
@@ -91,6 +92,7 @@ class MarkdownScreen:
     def __init__(self) -> None:
         self._console = Console(file=sys.stdout, force_terminal=True, highlight=False)
         self._tail = Tail()
+        self._sign = Sign()  # no row of the text is full, see `width`
         self._pending = ""  # what came, from the first block on that may still change
         self._first: Block | None = None  # that block, when others were printed before it
         self._rest_until = 0.0
@@ -112,8 +114,13 @@ class MarkdownScreen:
                 self._timer.daemon = True
                 self._timer.start()
 
+    def say(self, words: str) -> None:
+        with self._lock:
+            self._sign.show(words)
+
     def finish(self) -> None:
         with self._lock:
+            self._sign.clear()
             blocks = self._blocks(self._pending)
             rendered = self._rendered(self._pending, blocks)
             self._tail.draw([line for lines in rendered for line in lines])
@@ -128,6 +135,7 @@ class MarkdownScreen:
 
     def _draw(self) -> None:
         began = perf_counter()
+        self._sign.clear()
         text = UNDECIDED.sub("", self._pending)
         blocks = self._blocks(text)
         rendered = self._rendered(text, blocks)

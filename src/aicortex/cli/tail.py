@@ -35,7 +35,7 @@ class Tail:
         if size.columns != self._columns:
             self._abandon()  # the terminal has broken the lines in other places
             self._columns = size.columns
-        reach = max(size.lines - 1, 1)
+        reach = max(size.lines - 1, 1)  # one row less than there are: a `Sign` may have scrolled by one
         if not keeps_shape and len(lines) > reach:
             return False
         gone = max(len(self._shown) - reach, 0)
@@ -43,7 +43,6 @@ class Tail:
             self._abandon()  # rather twice on the screen than not at all
             gone = 0
         self._write(lines, max(self._common(lines), gone))
-        self._shown = lines
         return True
 
     def keep(self, count: int) -> None:
@@ -86,5 +85,6 @@ class Tail:
         else:
             up = len(shown) - 1 - common
             text = "\r" + (f"\x1b[{up}A" if up else "") + "\x1b[J" + fresh
+        self._shown = lines  # first: a Ctrl-C falls behind what it answers, and nothing is to come twice
         sys.stdout.write(text)
         sys.stdout.flush()

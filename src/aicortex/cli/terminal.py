@@ -1,19 +1,13 @@
-"""What surrounds the answer: encodings, notes on stderr, the sign of life while nothing comes."""
+"""What surrounds the answer: encodings, and notes on stderr."""
 
 from __future__ import annotations
 
 import os
 import sys
 from io import TextIOWrapper
-from itertools import cycle
-from threading import Event, Lock, Thread
 
 from aicortex.errors import StreamInterruptedError
 
-QUIET_SECONDS = 1.0  # how long nothing may come before the terminal says what is waited for
-FRAME_SECONDS = 0.1
-FRAMES = "|/-\\"  # in every character set
-CLEAR_LINE = "\r\x1b[K"
 # What a model or a server writes must not steer the terminal: no control characters but tab and newline.
 CONTROLS: dict[int, str | None] = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 CONTROLS[13] = None  # of "\r\n" the newline is enough
@@ -99,60 +93,3 @@ def width() -> int:
     from shutil import get_terminal_size
 
     return max(get_terminal_size().columns - 1, 10)
-
-
-class Waiting:
-    """A sign of life on stderr while nothing comes, on a terminal only: what is waited for, after about a second.
-
-    Leaving the `with` block, or `stop`, removes it.
-    """
-
-    def __init__(self) -> None:
-        self._words = ""
-        self._over: Event | None = None
-        self._lock = Lock()
-        self._is_shown = False
-
-    def __enter__(self) -> Waiting:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def begin(self, words: str) -> None:
-        """Say from now on, or soon, that this is waited for."""
-        self._words = printable(words)
-        if self._over is None and sys.stderr.isatty():
-            self._over = Event()
-            Thread(target=self._turn, args=(self._over,), daemon=True).start()
-
-    def stop(self) -> None:
-        """Remove the words; nothing of them comes after this."""
-        over = self._over
-        if over is None:
-            return
-        self._over = None
-        over.set()
-        with self._lock:
-            if self._is_shown:
-                self._is_shown = False
-                self._write("\n" if is_dumb() else CLEAR_LINE)
-
-    def _turn(self, over: Event) -> None:
-        pause = QUIET_SECONDS
-        for frame in cycle(FRAMES):
-            if over.wait(pause):
-                return
-            with self._lock:
-                if over.is_set():
-                    return
-                self._is_shown = True
-                if is_dumb():
-                    self._write(self._words[: width()])
-                    return
-                self._write(CLEAR_LINE + f"{frame} {self._words}"[: width()])
-            pause = FRAME_SECONDS
-
-    def _write(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()

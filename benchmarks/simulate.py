@@ -68,13 +68,19 @@ def run_all(batches: Iterable[tuple[Counter[str], list[Run]]], seeds: int) -> in
     return int(bool(bad))
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
 def main() -> int:
     """Read the arguments and simulate."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1_000_000, metavar="N", help="how many seeds (1000000)")
+    parser.add_argument("--seeds", type=_count, default=1_000_000, metavar="N", help="how many seeds (1000000)")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first seed (0)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one a core)")
-    parser.add_argument("--seed", type=int, metavar="SEED", help="replay this one and print its trace")
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes (one a core)")
+    parser.add_argument("--seed", type=int, metavar="SEED", help="replay this one alone and print its trace")
     options = parser.parse_args()
     if options.seed is not None:
         return show(options.seed)

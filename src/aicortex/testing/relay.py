@@ -73,6 +73,8 @@ class Relay:
     """
 
     def __init__(self, server: str) -> None:
+        if not isinstance(server, str):
+            raise ValueError(f"a relay leads to a server's URL, not to {server!r}")
         scheme, _, host, port, path = parse_address(server)
         if scheme == EMBEDDED:
             raise ValueError("the embedded engine has no address before it runs: serve it on a port")
@@ -148,10 +150,16 @@ class Relay:
 
     def delay(self, seconds: float) -> None:
         """Forward each piece of response so much later; what comes meanwhile goes with it."""
+        if seconds < 0:
+            raise ValueError(f"a delay is at least 0 seconds, not {seconds}")
         self._do(lambda: setattr(self, "_delay", seconds))
 
     def throttle(self, bytes_per_second: float) -> None:
         """Forward responses no faster than this, each connection for itself."""
+        if bytes_per_second <= 0:
+            raise ValueError(
+                f"a rate is more than 0 bytes per second, not {bytes_per_second}: stall() forwards nothing"
+            )
         self._do(lambda: setattr(self, "_rate", bytes_per_second))
 
     def refuse(self) -> None:

@@ -42,11 +42,13 @@ def _nothing_known_yet() -> Iterator[None]:
     """Forget what earlier tests learned about servers: the system gives their ports out again."""
     yield
     fleet, client = sys.modules.get("aicortex.fleet"), sys.modules.get("aicortex._sync.client")
+    pool = sys.modules.get("aicortex._sync.pool")
     if fleet is not None:
         fleet._known.clear()
         fleet._alive.clear()
+    if pool is not None:
+        pool.POOL.clear()
     if client is not None:
-        client.POOL.clear()
         client.MEMORY.clear()
         client.BUDGET.__init__()
 

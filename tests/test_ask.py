@@ -15,7 +15,7 @@ from aicortex.testing import Answer, Close, FakeServer, Hang, Status, split_toke
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
@@ -121,8 +121,16 @@ def test_the_callers_messages_are_not_changed() -> None:
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": 1.5}, "whole number"),
         ({"max_tokens": True}, "max_tokens must be a number"),
+        ({"max_tokens": 10**400}, "max_tokens must be a number"),
+        ({"temperature": 10**400}, "temperature must be a number"),
+        ({"seed": -(10**400)}, "seed must be a number"),
+        ({"timeout": 10**400}, "timeout must be a number"),
+        ({"keep_alive": 10**400}, "keep_alive must be a number"),
         ({"stop": ""}, "stop must be"),
         ({"stop": []}, "stop must be"),
+        ({"stop": 5}, "stop must be"),
+        ({"stop": [5]}, "stop must be"),
+        ({"stop": b"END"}, "stop must be"),
         ({"options": "fast"}, "options must be"),
         ({"options": {"x": object()}}, "no JSON"),
         ({"timeout": 0}, "timeout must be more than 0"),
@@ -142,7 +150,14 @@ def test_the_callers_messages_are_not_changed() -> None:
         ({"min_tokens_per_second": "few"}, "min_tokens_per_second must be a number"),
         ({"tools": "add"}, "tools is a list"),
         ({"tools": ["add"]}, "tools is a list"),
-        ({"tools": [{"type": object()}]}, "must be JSON"),
+        ({"tools": 5}, "tools is a list"),
+        ({"tools": TOOL}, "tools is a list"),
+        ({"tools": [{}]}, "tools is a list"),
+        ({"tools": [TOOL, TOOL["function"]]}, "{'type': 'function', 'function': {'name': …"),
+        ({"tools": [{"type": "function", "function": "add"}]}, "tools is a list"),
+        ({"tools": [{"type": "function", "function": {"parameters": {}}}]}, "tools is a list"),
+        ({"tools": [{"type": "function", "function": {"name": 3}}]}, "tools is a list"),
+        ({"tools": [{"type": "function", "function": {"name": "add", "parameters": object()}}]}, "must be JSON"),
         ({"format": "yaml"}, "format must be 'json'"),
         ({"format": {}}, "format must be 'json'"),
         ({"format": {"type": object()}}, "must be JSON"),
@@ -210,6 +225,8 @@ BREAKING = Answer(ANSWER).then(Close(), after_tokens=2)
         ("continue", None, True),
         ("never", None, False),
         (" never ", None, False),
+        ("NEVER", None, False),
+        ("Continue", None, True),
         ("never", "continue", True),
         ("continue", "never", False),
         (None, "never", False),
@@ -241,7 +258,7 @@ def test_a_wrong_setting_is_told_with_its_name(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_hedge_after_nothing_asks_two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """hedge_after=0 is allowed: the second server is asked at once."""
+    """hedge_after=0 is allowed: the second server is asked as soon as nothing of the first one is there."""
     monkeypatch.setattr("aicortex._sync.client.BUDGET", Budget())  # that of the process has a past
     with FakeServer(Hang()) as one, FakeServer(answer=ANSWER) as two:
         assert chat("Hi", servers=[one.url, two.url], hedge_after=0) == ANSWER

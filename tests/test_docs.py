@@ -122,7 +122,7 @@ def test_every_failure_kind_is_documented() -> None:
 def test_every_phase_is_documented() -> None:
     """The phases that an attempt can fail in stand in the row of `phase`."""
     (row,) = re.findall(r"^\| `phase` \|(.*)\|$", EVENTS, re.MULTILINE)
-    assert set(re.findall(r"`([a-z ]+)`", row)) == {CONNECT, SEND, FIRST_TOKEN, STREAM, RESUME}
+    assert set(re.findall(r"`([a-z ]+)`", row)) == {CONNECT, SEND, FIRST_TOKEN, STREAM, RESUME, "reply"}
 
 
 def test_every_error_class_is_documented() -> None:

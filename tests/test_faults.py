@@ -208,6 +208,8 @@ def test_without_resuming_the_stream_is_interrupted(fault: str) -> None:
     assert error.attempts[0].kind in kinds | ({"error"} if fault in STATUSES else set())
     assert one.url in str(error)
     assert "stream" in str(error)
+    assert "resume is off" in str(error)
+    assert error.attempts[0].status == 200
     with pytest.raises(StreamInterruptedError):
         stream.text()
 

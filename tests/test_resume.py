@@ -189,6 +189,39 @@ def test_the_first_weights_are_not_the_same_any_more() -> None:
         assert resumed(stream) == [(two.url, "raw", False), (one.url, "raw", False)]
 
 
+def test_a_name_that_broke_in_two_goes_on() -> None:
+    """A cut inside of a name leaves a capital behind a letter, which is no new message of the model."""
+    tokens = ["Python", " has", " a", " class", " Incremental", "Decoder", ":", " one", " for", " each", " codec", "."]
+    answer = Answer(tokens)
+    with FakeServer(answer.then(Reset(), after_tokens=5)) as one, FakeServer(answer=answer) as two:
+        stream = ask(one, two)
+        assert stream.text() == "".join(tokens)
+        assert resumed(stream) == [(two.url, "raw", True)]
+
+
+def test_how_long_a_model_stays_is_no_business_of_a_render() -> None:
+    """`keep_alive=0` goes with the question and the continuation: what prepares it must not unload the model."""
+    with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
+        assert ask(one, two, keep_alive=0).text() == TEXT
+        assert [(is_render(request), request.option("keep_alive")) for request in (*posted(one), *posted(two))] == [
+            (False, 0),
+            (True, None),
+            (False, 0),
+        ]
+
+
+def test_a_key_that_is_missing_is_told() -> None:
+    """A server that may not be asked to go on says so, and with which status."""
+    with FakeServer(BREAKS) as one, FakeServer(answer=TEXT, paths={"/api/chat": Status(401)}) as two:
+        stream = ask(one, two, first_token_timeout=0.5)
+        partial_of(stream)
+        errors = [event.meta or {} for event in stream.events if event.type == "error"]
+    assert [(meta["server"], meta["kind"], meta["status"]) for meta in errors[:2]] == [
+        (one.url, "reset", 200),
+        (two.url, "denied", 401),
+    ]
+
+
 def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
     """One server ended with the first half of it, the next one begins with the other: neither could see it."""
     broken = Answer(BEGUN).then(Reset())

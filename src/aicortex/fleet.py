@@ -12,9 +12,9 @@ import msgspec
 from aicortex import settings
 from aicortex._core import faults
 from aicortex._core.failover import AttemptFailed, Failure
-from aicortex._core.ollama import BAD_JSON, full_name
+from aicortex._core.ollama import BAD_JSON, full_name, version_of
 from aicortex._core.server import EMBEDDED, Server
-from aicortex._sync.client import call
+from aicortex._sync.pool import call
 from aicortex.errors import AllServersFailedError, ModelNotFoundError
 
 ASK_SECONDS = 2.0  # how long a server may take to say which models it has
@@ -372,7 +372,4 @@ def _health(server: Server) -> dict[str, Any]:  # Any: JSON
 
 def _version(server: Server) -> str | None:
     response = call(server, "GET", "/api/version", due=perf_counter() + ASK_SECONDS)
-    try:
-        return msgspec.json.decode(b"".join(response.body), type=dict[str, str]).get("version")
-    except BAD_JSON:
-        return None
+    return version_of(b"".join(response.body)) or None

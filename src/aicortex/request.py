@@ -109,7 +109,9 @@ def collect_options(
     if options is not None and not isinstance(options, Mapping):
         raise ValueError("options must be a dictionary of Ollama's options, such as {'num_ctx': 8192}")
     stops = [stop] if isinstance(stop, str) else stop
-    if stops is not None and (not all(isinstance(s, str) and s for s in stops) or not stops):
+    if stops is not None and (
+        not isinstance(stops, Sequence) or not all(isinstance(s, str) and s for s in stops) or not stops
+    ):
         raise ValueError("stop must be a text, or a list of texts, none of them empty")
     named = {
         "temperature": _number("temperature", temperature, at_least=0),
@@ -138,14 +140,20 @@ def check_model(model: str | None, think: bool | str | None, keep_alive: str | f
 
 def check_shape(tools: Sequence[Tool] | None, format: Format | None) -> None:
     """Refuse tools that are no JSON schemas of functions, and a format that is neither "json" nor a schema."""
-    if tools is not None and (isinstance(tools, str) or not all(isinstance(tool, dict) for tool in tools)):
-        raise ValueError("tools is a list of JSON schemas, such as [{'type': 'function', 'function': {…}}]")
+    if tools is not None and (not isinstance(tools, Sequence) or not all(map(_is_tool, tools))):
+        words = "tools is a list of JSON schemas: {'type': 'function', 'function': {'name': …, 'parameters': {…}}}"
+        raise ValueError(words)
     if format is not None and format != "json" and not (isinstance(format, dict) and format):
         raise ValueError("format must be 'json' or a JSON schema")
     try:
         msgspec.json.encode([tools, format])
     except (TypeError, ValueError) as error:
         raise ValueError(f"tools and format must be JSON: {error}") from error
+
+
+def _is_tool(tool: object) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def check_resume(resume: str) -> bool:
@@ -178,8 +186,8 @@ def _number(
 ) -> float | None:
     if value is None and above is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise ValueError(f"{name} must be a number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        raise ValueError(f"{name} must be a number, not {value!r:.40}")
     if at_least is not None and value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, not {value}")
     if at_most is not None and value > at_most:
@@ -187,6 +195,13 @@ def _number(
     if above is not None and value <= above:
         raise ValueError(f"{name} must be more than {above} seconds, not {value}")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _whole(name: str, value: int | None, *, at_least: int | None = None) -> int | None:

@@ -48,7 +48,7 @@ def default_model() -> str | None:
 
 def resumes_by_default() -> bool:
     """Return whether AICORTEX_RESUME wants broken answers continued, as is the default; raises ValueError."""
-    value = os.environ.get("AICORTEX_RESUME", "").strip() or "continue"
+    value = os.environ.get("AICORTEX_RESUME", "").strip().lower() or "continue"
     try:
         return check_resume(value)
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from aicortex._core import joint
 from aicortex._core.answer import Answer
-from aicortex._core.failover import Deadlines, Failure, Wait
+from aicortex._core.failover import PART_CHUNKS, Deadlines, Failure, Wait
 from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
 from aicortex._core.ladder import ASK_ANSWER, ASK_RENDER, ASK_VERSION, Memory
@@ -21,7 +21,7 @@ from aicortex._core.result import Result
 from aicortex._core.seam import PREFILL, RAW, REPLAY, RESTART
 from aicortex._core.server import Server
 from aicortex._core.state import ASK_ALIVE, ASK_LOADED, Connect, Read
-from aicortex._core.waiting import Hedge
+from aicortex._core.waiting import GLANCE_SECONDS, Hedge
 from aicortex.errors import (
     AllServersFailedError,
     RequestRejectedError,
@@ -75,15 +75,15 @@ def begun(servers: int = 2, options: dict[str, Any] | None = None, **more: Any) 
     return Answer(fleet, question, deadlines=Deadlines(**more), now=10.0, wall=1000.0, **chosen)
 
 
-def due(answer: Answer, now: float = 11.0) -> Connect:
-    """Return the connection that is due."""
-    step = answer.next_step(now, since=now)
+def due(answer: Answer, now: float = 11.0, since: float | None = None) -> Connect:
+    """Return the connection that is due, for a reader who has waited `since` then."""
+    step = answer.next_step(now, since=now if since is None else since)
     assert isinstance(step, Connect)
     return step
 
 
-def connect(answer: Answer, now: float = 10.0) -> Response:
-    step = due(answer, now)
+def connect(answer: Answer, now: float = 10.0, since: float | None = None) -> Response:
+    step = due(answer, now, since)
     response = Response()
     answer.connected(step, response, now)
     return response
@@ -112,10 +112,11 @@ def told(answer: Answer, kind: str) -> list[dict[str, Any]]:
     return [event.meta or {} for event in answer.log if kind in (event.type, (event.meta or {}).get("kind"))]
 
 
-def broken(*tokens: str, **more: Any) -> Answer:
-    """Return an answer whose first server delivered some tokens and broke."""
+def broken(*tokens: str, calls: bool = False, **more: Any) -> Answer:
+    """Return an answer whose first server delivered some tokens, and perhaps a tool call, and broke."""
     answer = begun(**more)
-    feed(answer, connect(answer), HEAD + b"".join(map(line, tokens or ("Black", " holes"))), b"")
+    called = line(message={"tool_calls": [{"function": {"name": "add", "arguments": {}}}]}) if calls else b""
+    feed(answer, connect(answer), HEAD + b"".join(map(line, tokens or ("Black", " holes"))) + called, b"")
     return answer
 
 
@@ -364,6 +365,23 @@ def test_a_busy_fleet_is_waited_for() -> None:
     assert answer.next_step(11.0, since=11.0) == Wait(14.0)
     feed(answer, connect(answer, now=14.0), WHOLE, now=14.5)
     assert isinstance(answer.outcome, Result)
+
+
+@pytest.mark.parametrize(
+    ("after", "status"),
+    [(HEAD + line("a"), 200), (HEAD + line("a") + b"<html>\n", 200), (HEAD + b'{"error":"x"}\n', 200), (b"", None)],
+)
+def test_the_status_of_a_stream_that_breaks(after: bytes, status: int | None) -> None:
+    """It was begun with 200, whatever ended it; a connection that broke without a reply has none."""
+    answer = begun(resume=False)
+    response = connect(answer)
+    feed(answer, response, *([after] if after else []))
+    answer.failed(response, RESET, 12.0)
+    assert [error["status"] for error in told(answer, "error")] == [status]
+    stalling = begun(resume=False)
+    feed(stalling, connect(stalling), HEAD + line("a"))
+    stalling.timed_out(41.0)
+    assert [(error["kind"], error["status"]) for error in told(stalling, "error")] == [("stalled", 200)]
 
 
 def test_when_waiting_takes_too_long() -> None:
@@ -639,6 +657,145 @@ def test_when_no_server_can_go_on() -> None:
     assert "no exact way to go on" in words
 
 
+HINT = "temperature=0 or a seed"
+
+
+def test_an_answer_that_may_not_go_on_says_so() -> None:
+    """The reader may not know that it was told to end at the first failure."""
+    answer = broken(resume=False)
+    assert str(answer.outcome).endswith(" (resume is off, so that no other server was asked to go on)")
+
+
+@pytest.mark.parametrize(
+    ("options", "digests", "is_told"),
+    [
+        ({}, ("d", "d"), True),
+        ({"temperature": 0.5}, ("d", "d"), True),
+        ({"seed": 1}, ("d", "d"), False),  # it was repeatable
+        ({}, ("d", "e"), False),  # other weights repeat nothing
+        ({}, ("d", ""), False),
+        ({}, ("d",), False),  # there is nobody else
+    ],
+)
+def test_what_would_have_helped_is_told(options: dict[str, Any], digests: tuple[str, ...], is_told: bool) -> None:
+    """A sampled answer that cannot go on could have been generated again by the same weights elsewhere."""
+    answer = broken(servers=len(digests), digests=digests, options=options, calls=True)
+    now = 11.0
+    while (step := answer.next_step(now, since=now)) is not None:
+        if isinstance(step, Connect):
+            answer.failed(step, Failure("refused", "connect", "refused"), now)
+        else:
+            now = step.until
+    assert isinstance(answer.outcome, StreamInterruptedError)
+    assert (HINT in str(answer.outcome)) is is_told
+
+
+@pytest.mark.parametrize(
+    ("options", "digest", "is_told"), [({}, "d", True), ({}, "e", False), ({"seed": 1}, "e", False)]
+)
+def test_a_server_without_a_way_says_what_it_would_have_needed(
+    options: dict[str, Any], digest: str, is_told: bool
+) -> None:
+    """Whoever has the weights could have repeated the answer, had it been repeatable."""
+    answer = broken(digests=("d", digest), options=options)
+    for reply in (VERSIONED, rendered("<think>"), rendered("nothing")):
+        feed(answer, connect(answer), reply)
+    error = told(answer, "error")[-1]
+    assert (error["kind"], error["phase"]) == ("cannot_continue", "resume")
+    assert (HINT in (answer.log[-1].content or "")) is is_told
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (401, {"error": "set a key"}, "denied"),
+        (403, {"error": "set a key"}, "denied"),
+        (413, "<html>", "bad_response"),
+        (302, "", "bad_response"),
+        (400, {"error": "set a key"}, "cannot_continue"),  # another server took the question
+    ],
+)
+def test_a_refusal_of_the_preparation_is_the_reason(status: int, body: Any, kind: str) -> None:
+    """A server that has no other way on is told with what it said, and with its status."""
+    answer = broken()
+    feed(answer, connect(answer), VERSIONED)
+    feed(answer, connect(answer), whole(body, status))
+    error = told(answer, "error")[-1]
+    found = (error["server"], error["kind"], error["phase"], error["status"])
+    assert found == ("http://s1:1", kind, "resume", status)
+    assert f"HTTP {status}" in (answer.log[-1].content or "")
+    assert ("set a key" in (answer.log[-1].content or "")) is isinstance(body, dict)
+    assert due(answer, 12.0).server == 0
+
+
+def test_a_preparation_that_comes_too_late() -> None:
+    """The total time is up between two requests: that is told as an attempt with its error event, and is the end."""
+    answer = broken(total=5.0)
+    feed(answer, connect(answer), VERSIONED, now=12.0)
+    assert due(answer, 14.9).task == ASK_RENDER
+    assert answer.next_step(15.0, since=15.0) is None
+    assert isinstance(answer.outcome, StreamInterruptedError)
+    assert [(each.server, each.kind) for each in answer.outcome.attempts] == [
+        ("http://s0:1", "truncated"),
+        ("http://s1:1", "timeout"),
+    ]
+    assert [(error["kind"], error["will_retry"]) for error in told(answer, "error")][1:] == [("timeout", False)]
+    assert "not whole within 5 s" in str(answer.outcome)
+    log = list(answer.log)
+    assert answer.next_step(16.0, since=16.0) is None
+    assert answer.log == log
+
+
+def segment(answer: Answer, chunks: int, now: float) -> None:
+    """Let the server that is due give so many chunks more, the way it can go on, and break."""
+    while (step := due(answer, now)).task != ASK_ANSWER:
+        feed(answer, connect(answer, now), VERSIONED if step.task == ASK_VERSION else rendered(), now=now)
+    response = connect(answer, now)
+    make = raw if step.rung == RAW else line
+    feed(answer, response, HEAD + b"".join(make(f" {now:g}-{number}") for number in range(chunks)), now=now)
+    answer.failed(response, RESET, now)
+
+
+def test_a_server_that_makes_progress_is_never_given_up() -> None:
+    """A proxy may cut every connection: what counts is that each of them brings a part of the answer."""
+    answer, now = begun(servers=1), 10.0
+    for number in range(1, 13):
+        segment(answer, PART_CHUNKS, now)
+        assert answer.outcome is None
+        assert answer.next_step(now, since=now) == Wait(now + 1.0)
+        assert sum(event.type == "token" for event in answer.log) == number * PART_CHUNKS
+        now += 600.0
+
+
+def test_a_server_that_crumbles_is_given_up() -> None:
+    """One that breaks after a few words each time is asked four times, and the text so far is in the error."""
+    answer, now = begun(servers=1), 10.0
+    for number in range(4):
+        segment(answer, 2, now)
+        now += 2.0**number
+    assert isinstance(answer.outcome, StreamInterruptedError)
+    assert len(answer.outcome.partial.split()) == 8
+
+
+def test_the_fast_way_is_taken_again_behind_a_seam() -> None:
+    """Until the seam is proven the core is asked before each read, and after that no more."""
+    answer = broken("It", " is", " very", " very")
+    assert not answer.steady
+    response = to_raw(answer)
+    feed(answer, response, HEAD + raw(" very"))
+    assert not answer.steady
+    feed(answer, response, raw(" massive"))
+    assert answer.steady
+    feed(answer, response, raw(" indeed"))
+    assert answer.steady
+    assert text(answer) == "It is very very very massive indeed"
+    feed(answer, response, raw_done())
+    assert (answer.steady, type(answer.outcome)) == (False, Result)
+    timed = broken(total=50.0)  # each of its reads has another time
+    feed(timed, to_raw(timed), HEAD + raw(" are") + raw(" dense"))
+    assert (text(timed), timed.steady) == ("Black holes are dense", False)
+
+
 def test_the_only_server_may_come_back() -> None:
     """It broke in mid-answer: it is asked again a little later, and then goes on."""
     answer = broken(servers=1)
@@ -871,9 +1028,9 @@ def hedged(servers: int = 2, *, budget: Budget | None = None, **more: Any) -> tu
     first = connect(answer)
     assert answer.next_step(10.0, since=10.0) == Read(12.0)
     answer.timed_out(12.0)
-    step = due(answer, 12.0)
+    step = due(answer, 12.0, since=10.0)
     assert (step.server, step.task, step.beside) == (1, ASK_ANSWER, True)
-    return answer, first, connect(answer, 12.0)
+    return answer, first, connect(answer, 12.0, since=10.0)
 
 
 def test_the_second_server_speaks_first() -> None:
@@ -892,6 +1049,37 @@ def test_the_second_server_speaks_first() -> None:
     assert told(answer, "error") == []
 
 
+def test_who_comes_late_is_told_what_the_first_server_said() -> None:
+    """The reader was away for longer than the second server waits: the first one's word is read, nobody is asked."""
+    budget = Budget()
+    answer = begun(hedge=Hedge(budget, 2.0))
+    first = connect(answer)
+    assert answer.next_step(50.0, since=50.0) == Read(50.0 + GLANCE_SECONDS)
+    feed(answer, first, HEAD + line("Black"), now=50.0)
+    assert isinstance(answer.next_step(50.0, since=50.0), Read)
+    assert (len(told(answer, "connected")), budget.left) == (1, Budget().left)
+    silent = begun(hedge=Hedge(budget, 2.0))
+    connect(silent)
+    silent.timed_out(50.0 + GLANCE_SECONDS)
+    assert due(silent, 50.0 + GLANCE_SECONDS, since=50.0).beside
+
+
+@pytest.mark.parametrize("is_reached", [False, True])
+def test_one_second_server_is_asked_beside_an_attempt(is_reached: bool) -> None:
+    """When it fails, the first one is read and nobody else is asked until it fails as well; the next attempt may."""
+    answer = begun(4, hedge=Hedge(Budget(), 2.0))
+    first = connect(answer)
+    answer.timed_out(12.0)
+    what = connect(answer, 12.0, since=10.0) if is_reached else due(answer, 12.0, since=10.0)
+    answer.failed(what, RESET, 12.5)
+    for now in (12.5, 14.5, 60.0):
+        assert answer.next_step(now, since=10.0) == Read(130.0)
+    feed(answer, first, FAILED, b"", now=61.0)
+    connect(answer, 61.0)
+    answer.timed_out(63.0)
+    assert (due(answer, 63.0, since=61.0).server, due(answer, 63.0, since=61.0).beside) == (3, True)
+
+
 def test_a_second_server_costs_what_was_saved() -> None:
     """Each one that took the question is paid for, and with nothing left the first one is waited for."""
     budget = Budget()
@@ -908,7 +1096,7 @@ def test_a_second_server_that_takes_no_question_costs_nothing() -> None:
     budget = Budget()
     answer = begun(hedge=Hedge(budget, 2.0))
     connect(answer)
-    answer.failed(due(answer, 12.0), Failure("refused", "connect", "refused"), 12.0)
+    answer.failed(due(answer, 12.0, since=10.0), Failure("refused", "connect", "refused"), 12.0)
     assert budget.left == Budget().left
 
 
@@ -967,7 +1155,7 @@ def test_the_second_server_cannot_be_reached() -> None:
     answer = begun(hedge=Hedge(Budget(), 2.0))
     first = connect(answer)
     answer.timed_out(12.0)
-    answer.failed(due(answer, 12.0), Failure("refused", "connect", "refused"), 12.0)
+    answer.failed(due(answer, 12.0, since=10.0), Failure("refused", "connect", "refused"), 12.0)
     assert (answer.reading, told(answer, "error")[0]["kind"]) == ((first,), "refused")
     assert answer.next_step(12.0, since=10.0) == Read(130.0)
     answer, first, second = hedged()
@@ -1057,6 +1245,65 @@ def test_moving_before_the_first_token() -> None:
     assert (due(answer, 12.0).server, due(answer, 12.0).rung) == (1, "")
 
 
+def test_moving_to_a_server_that_broke_before() -> None:
+    """A server whose turn to be asked again has come is another one to go on at, and not before."""
+    answer = broken()
+    response = to_raw(answer)
+    feed(answer, response, HEAD + raw(" are"))
+    assert answer.move(11.9) is False
+    assert answer.move(12.0) is True
+    assert (due(answer, 12.0).server, due(answer, 12.0).task) == (0, ASK_VERSION)
+
+
+def test_a_slow_server_is_left_for_one_that_broke_before() -> None:
+    """The pace looks for a server to go on at as `move` does."""
+    answer = broken(pace=5.0)
+    paced(answer, to_raw(answer, 12.0), gap=1.0, count=8, begins=12.0, make=raw)
+    assert [error["kind"] for error in told(answer, "error")] == ["truncated", "slow"]
+    assert due(answer, 30.0).server == 0
+
+
+def test_moving_back_and_forth() -> None:
+    """The one that has been left for longer is asked first, and none is used up by it."""
+    answer = begun()
+    feed(answer, connect(answer), HEAD + line("Black"))
+    for now in range(12, 30):
+        assert answer.move(float(now))
+        for _ in range(3):
+            step = due(answer, float(now))
+            reply = HEAD + raw(f" {now}")
+            if step.task != ASK_ANSWER:
+                reply = VERSIONED if step.task == ASK_VERSION else rendered()
+            feed(answer, connect(answer, float(now)), reply, now=float(now))
+            if step.task == ASK_ANSWER:
+                break
+    places = [meta["server"] for meta in told(answer, "moved")]
+    assert places == ["http://s0:1", "http://s1:1"] * 9
+    assert told(answer, "error") == []
+
+
+def test_after_a_move_waiting_begins_anew() -> None:
+    """Long after the first token a busy server is waited for when one was left for it, as after a failure."""
+    for moves in (True, False):
+        answer = begun()
+        response = connect(answer)
+        feed(answer, response, HEAD + line("Black"), now=11.0)
+        feed(answer, response, line(" holes"), now=199.0)
+        if moves:
+            assert answer.move(200.0)
+        else:
+            answer.failed(response, RESET, 200.0)
+        feed(answer, connect(answer, 200.0), VERSIONED, now=200.0)
+        feed(answer, connect(answer, 200.0), whole({"error": "busy"}, status=503), now=200.1)
+        step = answer.next_step(200.2, since=200.2)
+        if isinstance(step, Connect):
+            assert step.server == 0
+            answer.failed(step, Failure("refused", "connect", "refused"), 200.2)
+            step = answer.next_step(200.2, since=200.2)
+        assert isinstance(step, Wait)
+        assert answer.outcome is None
+
+
 def test_when_there_is_nowhere_to_move() -> None:
     """Nothing happens: with one server, without resuming, between servers, and when all is over."""
     alone, strict, over = begun(servers=1), begun(resume=False), begun()
@@ -1069,15 +1316,31 @@ def test_when_there_is_nowhere_to_move() -> None:
         assert answer.log == log
 
 
-def paced(answer: Answer, response: Response, *, gap: float, count: int, reads_after: float = 0.0) -> None:
-    """Feed tokens with gaps, to a reader who comes back so many seconds after each."""
-    now = 11.0
-    feed(answer, response, HEAD + line("x"), now=now)
+def paced(
+    answer: Answer,
+    response: Response,
+    *,
+    gap: float,
+    count: int,
+    reads_after: float = 0.0,
+    begins: float = 11.0,
+    piece: int = 4096,
+    make: Callable[[str], bytes] = line,
+) -> None:
+    """Feed tokens with gaps, in pieces of so many bytes, to a reader who comes back so many seconds after each."""
+    now = begins
+    feed(answer, response, HEAD + make("x"), now=now)
     for _ in range(count):
-        answer.next_step(now + reads_after, since=now + reads_after)
-        now += max(gap, reads_after)
-        if response in answer.reading:
-            feed(answer, response, line("x"), now=now)
+        since = now + reads_after
+        answer.next_step(since, since=since)
+        last = now + max(gap, reads_after)
+        data = make("x")
+        pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
+        for number, each in enumerate(pieces, 1):
+            now = last - gap * (len(pieces) - number) / len(pieces)
+            if response in answer.reading:
+                feed(answer, response, each, now=now)
+                answer.next_step(now, since=since)
 
 
 def test_a_slow_server_is_left() -> None:
@@ -1094,6 +1357,34 @@ def test_a_server_fast_enough_is_kept() -> None:
     answer = begun(pace=3.9)
     paced(answer, connect(answer), gap=0.25, count=100)
     assert (told(answer, "error"), len(text(answer))) == ([], 101)
+
+
+def thought(content: str) -> bytes:
+    return line(message={"thinking": content})
+
+
+def called(name: str) -> bytes:
+    return line(message={"tool_calls": [{"function": {"name": name, "arguments": {}}}]})
+
+
+@pytest.mark.parametrize("make", [thought, called])
+def test_what_is_no_text_counts_for_the_pace(make: Callable[[str], bytes]) -> None:
+    """A thinking server, or one that calls tools, is as fast as it speaks: ten a second are not slow, one is."""
+    fast, slow = (begun(pace=5.0, options={"temperature": 0}, digests=("d", "d")) for _ in range(2))
+    paced(fast, connect(fast), gap=0.1, count=200, make=make)
+    assert (told(fast, "error"), len(fast.log)) == ([], 203)
+    paced(slow, connect(slow), gap=1.0, count=8, make=make)
+    assert [error["kind"] for error in told(slow, "error")] == ["slow"]
+    assert due(slow, 20.0).server == 1
+
+
+@pytest.mark.parametrize(("pace", "kinds_of"), [(3.9, []), (4.1, ["slow"])])
+@pytest.mark.parametrize("piece", [1, 5, 4096])
+def test_the_pace_is_that_of_whole_lines(piece: int, pace: float, kinds_of: list[str]) -> None:
+    """Four tokens a second are four a second, in however many pieces their lines arrive."""
+    answer = begun(pace=pace)
+    paced(answer, connect(answer), gap=0.25, count=40, piece=piece)
+    assert [error["kind"] for error in told(answer, "error")] == kinds_of
 
 
 def test_a_slow_server_without_another_is_kept() -> None:
@@ -1128,6 +1419,7 @@ class Drive:
         self.interrupt_at = interrupt_at
         self.lines = 0
         self.now = 10.0
+        self.since, self.seen = 10.0, 0
         self.left: dict[Response, list[bytes]] = {}
         self.untold: Response | None = None
 
@@ -1158,7 +1450,9 @@ class Drive:
         if self.untold is not None:
             self.answer.received(self.now, self.untold)
             self.untold = None
-        step = self.answer.next_step(self.now, since=self.now)
+        if len(self.answer.log) != self.seen:  # the reader got what it waited for
+            self.since, self.seen = self.now, len(self.answer.log)
+        step = self.answer.next_step(self.now, since=self.since)
         if isinstance(step, Connect):
             response = Response()
             self.left[response] = list(self.script[step.server, step.task, step.rung])

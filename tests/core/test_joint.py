@@ -115,6 +115,13 @@ def test_a_fresh_message_glued_on_is_seen(before: str, after: str) -> None:
     assert verdicts(before, after) <= {STARTS, AGAIN}
 
 
+@pytest.mark.parametrize("before", ["It was made by Sarah Brown", "It ran on Python.", "The limit is MAX_SIZE"])
+@pytest.mark.parametrize("after", PREAMBLES[:10])
+def test_a_fresh_message_behind_a_name_is_seen(before: str, after: str) -> None:
+    """A name may go on with a capital, but not with the words that messages begin with."""
+    assert verdicts(before, after) == {STARTS}
+
+
 @pytest.mark.parametrize("after", PREAMBLES[:8])
 def test_a_polite_opening_in_the_middle_of_a_sentence_is_seen(after: str) -> None:
     """The words with which assistants begin do not go on with a sentence, with a space before them either."""
@@ -144,7 +151,17 @@ def test_a_beginning_alike_for_long_is_the_answer_again() -> None:
         assert verdicts(SENTENCE + end, "\n\n" + other + REST) <= {AGAIN}
 
 
+NAMES = [  # tokens end inside of names
+    ("To decode bytes piece by piece, Python has Incremental", "Decoder objects in the codecs module."),
+    ("which raises NotImplemented", "Error when it is called"),
+    ("self._state = ProbingState.", "DETECTING if it is not"),
+    ("You can watch it on You", "Tube for free."),
+    ("const handler = new XMLHttp", "Request object"),
+    ("set MAX_", "Value here to the limit"),
+    ("import java.util.Array", "List and so on"),
+]
 HONEST = [
+    *NAMES,
     ("The force of gravi", "ty is weak, but it adds up over long distances."),
     ("un", "believ"),
     ("I ate a bana", "na split, please."),

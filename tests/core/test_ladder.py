@@ -161,14 +161,16 @@ def test_a_prompt_that_opens_a_thought() -> None:
     assert memory == {}
 
 
-@pytest.mark.parametrize("version", ["0.11.4", "0.9.10", "0.0.0", "0.11.4-rc1", "0.11.4+7", "0.11"])
+@pytest.mark.parametrize("version", ["0.11.4", "0.9.10", "0.0.1", "0.11.4-rc1", "0.11.4+7", "0.11"])
 def test_an_old_server_cannot_render(version: str) -> None:
     """It does not know the flag and would generate: it is not even asked, and replay is left."""
     assert prepared(broken(GREEDY), version=version)[1] == Step(GREEDY.chat(), ASK_ANSWER, REPLAY)
     assert prepared(broken(), version=version)[1] is None
 
 
-@pytest.mark.parametrize("version", ["0.11.5", "0.11.5-rc2", "0.30.0", "1.0", "", "dev", "0.x.1"])
+@pytest.mark.parametrize(
+    "version", ["0.11.5", "0.11.5-rc2", "0.30.0", "1.0", "", "dev", "0.x.1", "0.0.0", "0.0.0-dirty"]
+)
 def test_any_other_server_is_asked_to_render(version: str) -> None:
     """What says nothing of its age may know the flag: its reply will tell."""
     assert prepared(broken(), version=version)[1] == Step(QUESTION.render(), ASK_RENDER, RAW)
@@ -216,26 +218,30 @@ def test_a_render_that_is_no_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body"),
+    ("status", "body", "kind"),
     [
-        (400, {"error": "unknown field"}),
-        (401, b""),
-        (403, b""),
-        (404, b"404 page not found"),
-        (405, b""),
-        (418, b""),
-        (302, b""),
+        (400, {"error": "unknown field"}, "rejected"),
+        (413, b"<html>", "bad_response"),
+        (401, b"", "denied"),
+        (403, b"", "denied"),
+        (404, b"404 page not found", "bad_response"),
+        (405, b"", "bad_response"),
+        (418, b"", "bad_response"),
+        (302, b"", "bad_response"),
     ],
 )
-def test_a_proxy_that_refuses_to_render(status: int, body: Any) -> None:
-    """Whoever refuses the flag may pass a plain question: replay is left, and nothing is remembered."""
+def test_a_proxy_that_refuses_to_render(status: int, body: Any, kind: str) -> None:
+    """Whoever refuses the flag may pass a plain question: replay is left, else the refusal is the reason to leave."""
     memory: Memory = {}
     ladder, step = prepared(broken(GREEDY, memory=memory))
     ladder, step = learn(ladder, step, response(status, body))
     assert step == Step(GREEDY.chat(), ASK_ANSWER, REPLAY)
     assert memory == {}
     ladder, step = prepared(broken(memory=memory))
-    assert learn(ladder, step, response(status, body))[1] is None
+    ladder, failure = learn(ladder, step, response(status, body))
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.phase, failure.status) == (kind, "resume", status)
+    assert (ladder.ways(1), memory) == ([], {})
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,9 @@ def test_a_full_chat_passes_everything_on() -> None:
 
 
 def test_rendering_costs_one_token_at_most() -> None:
-    """A server that does not know the flag generates one token, unstreamed; all else is as in the chat itself."""
+    """A server that does not know the flag generates one token, unstreamed; the model's stay is not its business."""
     chat = body(FULL.chat())
+    assert chat.pop("keep_alive") == 0
     assert FULL.render().path == "/api/chat"
     assert body(FULL.render()) == {
         **chat,
@@ -173,11 +174,12 @@ def test_the_limit_is_lowered_by_what_is_spent(limit: int, spent: int, left: int
 
 
 @pytest.mark.parametrize("keep_alive", ["5m", 0, 1.5, -1])
-def test_keep_alive_goes_with_every_request(keep_alive: str | float) -> None:
-    """A continuation does not change how long the model stays."""
+def test_keep_alive_goes_with_every_request_for_text(keep_alive: str | float) -> None:
+    """A continuation does not change how long the model stays, and a render before it would unload it too early."""
     question = Question("m", [USER], keep_alive=keep_alive)
-    requests = [question.chat(), question.render(), question.raw("p", spent=1), question.prefill("a", spent=1)]
-    assert [body(request)["keep_alive"] for request in requests] == [keep_alive] * 4
+    requests = [question.chat(), question.raw("p", spent=1), question.prefill("a", spent=1)]
+    assert [body(request)["keep_alive"] for request in requests] == [keep_alive] * 3
+    assert ["keep_alive" in body(request) for request in (question.render(), question.render("a"))] == [False, False]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from aicortex._core.seam import Delivered
 from aicortex._core.state import ASK_ALIVE, ASK_LOADED, Connect, State, Try
 from aicortex._core.waiting import (
     AT_ONCE,
+    GLANCE_SECONDS,
     LOAD_SECONDS,
     PROBE_SECONDS,
     PROBES,
@@ -65,21 +66,22 @@ def test_when_a_reply_is_due() -> None:
 def test_what_is_due_next() -> None:
     """The soonest of all that is under way, and of what may be begun."""
     current = attempt()
-    assert next_due(state(current), current, NEVER, 10.0) == 130.0
-    assert next_due(state(current), current, hedge(2.0), 10.0) == 12.0
-    assert next_due(state(current), current, hedge(2.0), 12.0) == 130.0  # nobody was idle when it was time
-    rival = attempt(1, 20.0)
-    assert next_due(state(current, rival), current, hedge(2.0), 20.0) == 130.0
-    assert next_due(state(current, attempt(1, 5.0)), current, hedge(2.0), 10.0) == 125.0
-    assert next_due(state(current, total=50.0), current, NEVER, 10.0) == 60.0
+    assert next_due(state(current), current, NEVER, 10.0, 10.0) == 130.0
+    assert next_due(state(current), current, hedge(2.0), 10.0, 10.0) == 12.0
+    assert next_due(state(current), current, hedge(2.0), 12.0, 10.0) == 130.0  # nobody was idle when it was time
+    assert next_due(state(current), current, hedge(2.0), 20.0, 20.0) == 20.0 + GLANCE_SECONDS
+    asked, rival = attempt(is_hedged=True), attempt(1, 20.0)
+    assert next_due(state(asked, rival), asked, hedge(2.0), 20.0, 10.0) == 130.0
+    assert next_due(state(asked, attempt(1, 5.0)), asked, hedge(2.0), 10.0, 10.0) == 125.0
+    assert next_due(state(current, total=50.0), current, NEVER, 10.0, 10.0) == 60.0
 
 
 def test_while_probes_are_out_the_late_token_is_not_due() -> None:
     """The first token's time is up already; what counts is the probes' answer, and a second server's token."""
     current = attempt()
     probe = attempt(sent=130.0, task=ASK_LOADED)
-    assert next_due(state(current, probe), current, NEVER, 130.0) == 131.0
-    assert next_due(state(current, probe, attempt(1, 10.5)), current, NEVER, 130.0) == 130.5
+    assert next_due(state(current, probe), current, NEVER, 130.0, 10.0) == 131.0
+    assert next_due(state(current, probe, attempt(1, 10.5)), current, NEVER, 130.0, 10.0) == 130.5
 
 
 # probes
@@ -89,16 +91,16 @@ def test_the_probes_are_asked_one_by_one() -> None:
     """The model's loads first, then the version, both of the server that is late."""
     current = attempt(2)
     wanting = state(current, wants=PROBES)
-    assert beside(wanting, current, NEVER, QUESTION, 130.0) == Connect(2, LOADED, ASK_LOADED, beside=True)
+    assert beside(wanting, current, NEVER, QUESTION, 130.0, 10.0) == Connect(2, LOADED, ASK_LOADED, beside=True)
     second = replace(wanting, wants=PROBES[1:])
-    assert beside(second, current, NEVER, QUESTION, 130.0) == Connect(2, VERSION, ASK_ALIVE, beside=True)
-    assert beside(replace(wanting, wants=()), current, NEVER, QUESTION, 130.0) is None
+    assert beside(second, current, NEVER, QUESTION, 130.0, 10.0) == Connect(2, VERSION, ASK_ALIVE, beside=True)
+    assert beside(replace(wanting, wants=()), current, NEVER, QUESTION, 130.0, 10.0) is None
 
 
 def test_probes_go_before_a_second_server() -> None:
     """They decide whether the first one is left."""
     current = attempt()
-    step = beside(state(current, wants=PROBES), current, hedge(2.0), QUESTION, 130.0)
+    step = beside(state(current, wants=PROBES), current, hedge(2.0), QUESTION, 130.0, 10.0)
     assert step is not None
     assert step.task == ASK_LOADED
 
@@ -156,24 +158,36 @@ def test_a_second_server_is_asked_when_it_is_time() -> None:
     """After so many seconds without a token, the same question, at the first other server."""
     current = attempt()
     now = state(current)
-    assert hedge(2.0).due(now, current) == 12.0
-    assert beside(now, current, hedge(2.0), QUESTION, 11.9) is None
-    assert beside(now, current, hedge(2.0), QUESTION, 12.0) == Connect(1, QUESTION.chat(), beside=True)
+    assert hedge(2.0).due(now, current, 10.0) == 12.0
+    assert beside(now, current, hedge(2.0), QUESTION, 11.9, 10.0) is None
+    assert beside(now, current, hedge(2.0), QUESTION, 12.0, 10.0) == Connect(1, QUESTION.chat(), beside=True)
+
+
+def test_who_comes_late_looks_first() -> None:
+    """What came while nobody read is taken before a second server is asked, and a moment suffices for that."""
+    current = attempt()
+    now = state(current)
+    assert hedge(2.0).due(now, current, 11.0) == 12.0
+    assert hedge(2.0).due(now, current, 50.0) == 50.0 + GLANCE_SECONDS
+    assert beside(now, current, hedge(2.0), QUESTION, 50.0, 50.0) is None
+    step = Connect(1, QUESTION.chat(), beside=True)
+    assert beside(now, current, hedge(2.0), QUESTION, 50.0 + GLANCE_SECONDS, 50.0) == step
+    assert hedge(0.0).due(now, current, 10.0) == 10.0 + GLANCE_SECONDS
 
 
 def test_a_second_server_is_never_asked_without_being_told_to() -> None:
     """It costs another's time, so it is off unless wanted."""
     current = attempt()
-    assert NEVER.due(state(current), current) is None
-    assert beside(state(current), current, NEVER, QUESTION, 1e6) is None
+    assert NEVER.due(state(current), current, 10.0) is None
+    assert beside(state(current), current, NEVER, QUESTION, 1e6, 10.0) is None
 
 
 def test_only_an_idle_server_is_asked() -> None:
     """One that is answering others would answer all of them later."""
     current = attempt()
-    step = beside(state(current), current, hedge(2.0, lambda number: number == 2), QUESTION, 12.0)
+    step = beside(state(current), current, hedge(2.0, lambda number: number == 2), QUESTION, 12.0, 10.0)
     assert step == Connect(2, QUESTION.chat(), beside=True)
-    assert beside(state(current), current, hedge(2.0, lambda _: False), QUESTION, 12.0) is None
+    assert beside(state(current), current, hedge(2.0, lambda _: False), QUESTION, 12.0, 10.0) is None
 
 
 def test_no_server_is_asked_twice() -> None:
@@ -181,17 +195,20 @@ def test_no_server_is_asked_twice() -> None:
     current = attempt(1)
     failed = state(current)
     failed = replace(failed, failover=failed.failover.record(0, Failure("refused", "connect", ""), 10.0))
-    step = beside(failed, current, hedge(2.0), QUESTION, 12.0)
+    step = beside(failed, current, hedge(2.0), QUESTION, 12.0, 10.0)
     assert step is not None
     assert step.server == 2
     alone = state(attempt(), servers=1)
-    assert beside(alone, attempt(), hedge(2.0), QUESTION, 12.0) is None
+    assert beside(alone, attempt(), hedge(2.0), QUESTION, 12.0, 10.0) is None
 
 
 def test_there_are_never_three() -> None:
-    """While a second server is being asked, no other one is."""
-    current = attempt()
-    assert hedge(2.0).due(state(current, attempt(1)), current) is None
+    """One second server is asked beside an attempt, whether it still runs, has failed, or could not be reached."""
+    current = attempt(is_hedged=True)
+    assert hedge(2.0).due(state(current, attempt(1)), current, 10.0) is None
+    assert hedge(2.0).due(state(current), current, 10.0) is None
+    assert beside(state(current), current, hedge(2.0), QUESTION, 100.0, 10.0) is None
+    assert next_due(state(current), current, hedge(2.0), 11.0, 10.0) == 130.0
 
 
 def test_only_a_first_answer_is_asked_twice() -> None:
@@ -199,15 +216,15 @@ def test_only_a_first_answer_is_asked_twice() -> None:
     current = attempt()
     resumed = state(current)
     resumed = replace(resumed, ladder=replace(resumed.ladder, delivered=Delivered("Black", chunks=1)))
-    assert hedge(2.0).due(resumed, current) is None
-    assert hedge(2.0).due(state(), attempt(task=ASK_RENDER, rung=RAW)) is None
+    assert hedge(2.0).due(resumed, current, 10.0) is None
+    assert hedge(2.0).due(state(), attempt(task=ASK_RENDER, rung=RAW), 10.0) is None
 
 
 def test_the_budget_bounds_second_servers() -> None:
     """When it is spent, the first server is waited for."""
     current, bounded = attempt(), hedge(2.0)
     while bounded.budget.allows:
-        assert bounded.due(state(current), current) == 12.0
+        assert bounded.due(state(current), current, 10.0) == 12.0
         bounded.budget.spend()
-    assert bounded.due(state(current), current) is None
-    assert beside(state(current), current, bounded, QUESTION, 12.0) is None
+    assert bounded.due(state(current), current, 10.0) is None
+    assert beside(state(current), current, bounded, QUESTION, 12.0, 10.0) is None

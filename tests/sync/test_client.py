@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +16,9 @@ import trustme
 
 from aicortex import AllServersFailedError, Server, Stream, StreamCancelledError, chat
 from aicortex._core.hedging import Budget
-from aicortex._sync.client import IN_FLIGHT
+from aicortex._core.http import Response
+from aicortex._sync import client
+from aicortex._sync.client import IN_FLIGHT, Exchange
 from aicortex._sync.connection import Connection, wait_for_any
 from aicortex.testing import Answer, FakeServer, Hang, InBandError, Loading, Request, Reset, Status
 
@@ -69,6 +73,21 @@ def reading(stream: Stream) -> Iterator[list[Exception]]:
     assert not reader.is_alive()
 
 
+@contextmanager
+def hole() -> Iterator[str]:
+    """An address that neither takes a connection nor refuses it: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        assert select.select([], waiting, [], 5)[1]
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
 def finish_loading(server: FakeServer) -> None:
     assert server.wait_until(lambda: server.loading == 1)
     server.finish_loading()
@@ -113,6 +132,34 @@ def test_the_first_server_is_faster_after_all() -> None:
         assert len(posted(two)) == 1
         assert two.wait_for_disconnect(1)
         assert kinds(stream) == [(one.url, "ok")]
+
+
+def test_who_reads_late_is_told_what_the_first_server_said() -> None:
+    """It has spoken while nobody read: the second server is not asked, and nothing of the budget is spent."""
+    with FakeServer(answer=TEXT) as one, FakeServer(answer=TEXT) as two:
+        stream = ask(one, two, hedge_after=0)
+        assert one.wait_until(lambda: len(posted(one)) == 1 and one.active == 0)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "ok")]
+        assert posted(two) == []
+    assert client.BUDGET.left >= Budget().left
+
+
+def test_servers_that_cannot_be_reached_hold_nobody_up() -> None:
+    """One of them is tried beside the first server, for a quarter of a second; the others are not."""
+    with ExitStack() as stack:
+        one = stack.enter_context(FakeServer(Answer(TEXT), Loading(Answer(TEXT))))
+        holes = [stack.enter_context(hole()) for _ in range(3)]
+        assert ask(one).text() == TEXT  # so that nobody waits for the others to say which models they have
+        servers = [one.url, *holes]
+        stream = chat("Why?", stream=True, model="fake:latest", servers=servers, hedge_after=SOON, connect_timeout=5)
+        began = perf_counter()
+        for event in stream:
+            if event.type == "error":
+                finish_loading(one)
+        assert stream.text() == TEXT
+        assert perf_counter() - began < 2.0
+        assert kinds(stream) == [(holes[0], "connect_timeout"), (one.url, "ok")]
 
 
 def test_the_second_server_fails_and_the_first_one_goes_on() -> None:
@@ -230,6 +277,69 @@ def test_move_while_two_are_asked() -> None:
         assert raised == []
         assert stream.text() == TEXT
         assert stream.result.server == two.url
+
+
+@pytest.fixture
+def hold_move(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let `move` wake nobody before this is set: the thread it runs in is held up, as a system may do at any place."""
+    may_wake, wake = threading.Event(), Exchange._with_lock
+
+    def late(self: Exchange, work: Callable[[], None], responses: Sequence[Response] | None) -> None:
+        assert responses is None or may_wake.wait(5)
+        wake(self, work, responses)
+
+    monkeypatch.setattr(Exchange, "_with_lock", late)
+    return may_wake
+
+
+def test_move_does_not_wake_the_next_server(hold_move: threading.Event) -> None:
+    """The reader is at the next server before `move` comes to wake it: that server's connection is left alone."""
+    with (
+        FakeServer(Answer(TEXT, delay=0.01), answer=TEXT) as one,
+        FakeServer(continuation=Loading(Answer(TEXT))) as two,
+    ):
+        stream = ask(one, two)
+        moved: list[bool] = []
+        mover = threading.Thread(target=lambda: moved.append(stream.move()))
+        has_gone_on = threading.Event()
+
+        def read() -> None:
+            for event in stream:
+                if event.index == 2:
+                    mover.start()
+                if event.type == "meta" and event.meta and event.meta["server"] == two.url:
+                    has_gone_on.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert has_gone_on.wait(5)
+        assert two.wait_until(lambda: two.loading == 1)
+        two.continuation = Answer(TEXT)  # if it is asked again
+        while not stream._exchange._lock.locked():  # until the reader waits for what that server says
+            assert reader.is_alive()
+        hold_move.set()
+        mover.join(5)
+        two.finish_loading()
+        reader.join(5)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "moved"), (two.url, "ok")]
+        assert (moved, two.cancelled, len(posted(one))) == ([True], 0, 1)
+
+
+def test_one_move_moves_once(hold_move: threading.Event) -> None:
+    """When the reader has left the server already, and reads nothing just now, `move` does not leave the next one."""
+    paced = Answer(TEXT, delay=0.005)
+    with FakeServer(paced, answer=TEXT) as one, FakeServer(continuation=paced) as two:
+        stream = ask(one, two)
+        mover = threading.Thread(target=stream.move)
+        for event in stream:
+            if event.index == 2:
+                mover.start()
+            if event.type == "meta" and event.meta and event.meta["kind"] == "resumed":
+                hold_move.set()
+                mover.join(5)
+        assert stream.text() == TEXT
+        assert kinds(stream) == [(one.url, "moved"), (two.url, "ok")]
 
 
 def test_requests_under_way_are_counted() -> None:

@@ -161,7 +161,7 @@ def proxy(status: bytes = b"200 Connection established") -> Iterator[tuple[int, 
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         accepting.join()
-        from aicortex._sync.client import POOL
+        from aicortex._sync.pool import POOL
 
         POOL.clear()
         for thread in threads:

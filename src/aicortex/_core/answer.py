@@ -33,6 +33,7 @@ from aicortex._core.waiting import Hedge, Waiting, beside, next_due
 from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
 
+NO_ANSWERS = ("load", "unload")  # reasons of a reply that only moved the model (protocol: "Framing")
 RELEASED_PIECES = 1024  # decoded pieces of a body that may wait to be dropped
 
 
@@ -108,8 +109,8 @@ class Answer(Waiting):
         if heard is None and not _is_refusal(current.response):
             if state.failover.is_late(now):
                 return Read(now)
-            aside = beside(state, current, self._hedge, self._question, now)
-            return aside or Read(next_due(state, current, self._hedge, now))
+            aside = beside(state, current, self._hedge, self._question, now, since)
+            return aside or Read(next_due(state, current, self._hedge, now, since))
         return Read(state.failover.chunk_due(since if heard is None else max(since, heard)))
 
     def _next_attempt(self, now: float) -> Connect | Wait | None:
@@ -123,10 +124,14 @@ class Answer(Waiting):
         step = state.ladder.step(found) if isinstance(found, int) else None
         if isinstance(found, int) and step is not None:
             return Connect.of(found, step)
+        if state.pending is not None:  # the time was up before it could be asked
+            self._fail(state.pending, self._timeout(), [], self._progress, now)
+            return None
         if isinstance(found, Wait):
             return found
-        delivered = state.ladder.delivered
-        outcome = error_of(state.attempts, delivered.text, shown=self._progress.shown)
+        hint = self._timeout().message if failover.is_late(now) else ""
+        partial = state.ladder.delivered.text
+        outcome = error_of(state.attempts, partial, shown=self._progress.shown, hint=hint)
         self._commit([], replace(state, pending=None, outcome=outcome), self._progress)
         return None
 
@@ -214,7 +219,7 @@ class Answer(Waiting):
         state = self._state
         if progress.heard is not None and state.beside:
             state = replace(state, beside=(), wants=())
-        self._commit(events, state, self._paced(before, progress, now))
+        self._commit(events, state, self._paced(before, progress, len(events), now))
         self.steady = self._is_open and progress.heard is not None
         if not self.steady:
             self._look_at_pace(current, now)
@@ -225,6 +230,9 @@ class Answer(Waiting):
             phase = faults.STREAM if progress.shown else faults.FIRST_TOKEN
             failure = Failure("error", phase, error_text(chunk.error), current.response.status)
             self._fail(current, failure, events, progress, now)
+            return
+        if chunk.done_reason in NO_ANSWERS:
+            self._end_early(current, f"the server said {chunk.done_reason!r} and did not answer", events, progress, now)
             return
         message = chunk.spoken
         if message is not None:
@@ -270,6 +278,7 @@ class Answer(Waiting):
             self._end_early(current, fault, events, progress, now)
         else:
             self._commit(events, replace(self._state, beside=(), wants=()), progress)
+            self.steady = self._is_open and verdict.seam is None and progress.heard is not None
 
     def _resumed(self, current: Try, now: float) -> StreamEvent:
         ladder = self._state.ladder
@@ -308,7 +317,10 @@ class Answer(Waiting):
             self._commit([], after, self._progress)
             return
         if found is None:
-            found = Failure("cannot_continue", faults.RESUME, "has no exact way to go on with the answer")
+            words = "has no exact way to go on with the answer"
+            if ladder.same_weights(current.server) and not self._question.is_repeatable:
+                words += ": with temperature=0 or a seed it could generate it again"
+            found = Failure("cannot_continue", faults.RESUME, words)
         self._commit([], replace(state, ladder=ladder), self._progress)
         self._fail(current, found, [], self._progress, now)
 
@@ -340,17 +352,19 @@ class Answer(Waiting):
         current = state.current
         if current is None:
             return
-        deadlines = state.failover.deadlines
         if state.failover.is_late(now):
-            failure = Failure("timeout", "", f"the answer was not whole within {deadlines.total:g} s")
-            self._fail(current, failure, [], self._progress, now)
+            self._fail(current, self._timeout(), [], self._progress, now)
         elif self._progress.heard is not None:
-            failure = Failure("stalled", faults.STREAM, f"stalled: nothing came for {deadlines.stall:g} s")
+            stall = state.failover.deadlines.stall
+            failure = Failure("stalled", faults.STREAM, f"stalled: nothing came for {stall:g} s")
             self._fail(current, failure, [], self._progress, now)
         elif _is_refusal(current.response):
             self._fail(current, faults.of_status(current.response), [], self._progress, now)
         else:
             self._overdue(state, current, now)
+
+    def _timeout(self) -> Failure:
+        return Failure("timeout", "", f"the answer was not whole within {self._state.failover.deadlines.total:g} s")
 
     def failed(self, what: Connect | Response, failure: Failure, now: float) -> None:
         """Take note that a connection could not be opened, or broke while this response was coming."""

@@ -58,12 +58,12 @@ class Attempts(Journal):
         state = self._state
         seen = [*self.log, *events]
         delivered = Delivered.of(seen) if progress.shown else Delivered()
-        gave = isinstance(failed, Try) and any(map(_is_content, seen[state.mark :]))
+        gained = sum(map(_is_content, seen[state.mark :])) if isinstance(failed, Try) else 0
         ladder = replace(state.ladder, delivered=delivered)
-        if gave:
+        if gained:
             ladder = state.ladder.broke(failed.server, delivered, failed.rung)
         pending = None
-        if failed.rung and failure.kind in RUNG_KINDS and not gave:
+        if failed.rung and failure.kind in RUNG_KINDS and not gained:
             ladder = ladder.without(failed.server, failed.rung)
             step = ladder.step(failed.server)
             pending = None if step is None else Connect.of(failed.server, step)
@@ -71,7 +71,7 @@ class Attempts(Journal):
             failure = replace(failure, kind="cannot_continue")
         failover = state.failover
         if pending is None:
-            failover = failover.record(failed.server, failure, now, gave=gave)
+            failover = failover.record(failed.server, failure, now, gained=gained)
         if progress.shown:
             failover = failover.preferring(ladder.order(range(len(self._servers))))
         if progress.shown and not self._resume:
@@ -85,18 +85,31 @@ class Attempts(Journal):
         attempts = (*state.attempts, attempt)
         after = State(failover, ladder, now, len(seen) + 1, rival, (), pending, attempts=attempts)
         if not goes_on:
-            after = replace(after, outcome=error_of(attempts, delivered.text, shown=progress.shown))
+            hint = self._hint(state.failover, ladder, failed.server) if progress.shown else ""
+            outcome = error_of(attempts, delivered.text, shown=progress.shown, hint=hint)
+            after = replace(after, outcome=outcome)
         if rival is not None:
             progress = Progress(progress.index, progress.shown)
         self._commit(events, after, progress)
+
+    def _hint(self, failover: Failover, ladder: Ladder, server: int) -> str:
+        """Say why servers that are left cannot go on, if there are any."""
+        if not self._resume:
+            return "resume is off, so that no other server was asked to go on"
+        others = {*failover.untried, *(turn.server for turn in failover.turns)} - {server}
+        if failover.over or self._question.is_repeatable or not any(map(ladder.same_weights, others)):
+            return ""
+        return "with temperature=0 or a seed another server could generate the answer again and go on exactly"
 
     def _fail_beside(self, failed: Try | Connect, failure: Failure, now: float) -> None:
         """Give up a second server; the first one goes on."""
         state = self._state
         attempt, event = self._told(failed, failure, now, length=0, will_retry=True)
         failover = state.failover.record(failed.server, failure, now)
+        current = None if state.current is None else replace(state.current, is_hedged=True)
         after = replace(
             state,
+            current=current,
             failover=replace(failover, over=state.failover.over),  # the first one took the same request
             beside=without(state.beside, ASK_ANSWER),
             attempts=(*state.attempts, attempt),
@@ -108,7 +121,11 @@ class Attempts(Journal):
     ) -> tuple[Attempt, StreamEvent]:
         """Return a failed attempt and the event that tells of it; `length` characters were delivered before."""
         server = self._servers[failed.server]
-        began = failed.began if isinstance(failed, Try) else self._state.began
+        began, status = self._state.began, failure.status
+        if isinstance(failed, Try):
+            began = failed.began
+            if status is None and failed.response.started:
+                status = failed.response.status
         attempt = Attempt(
             server=server.label,
             kind=failure.kind,
@@ -118,7 +135,7 @@ class Attempts(Journal):
             delivered=length,
             will_retry=will_retry,
             seconds=now - began,
-            status=failure.status,
+            status=status,
             rung=failed.rung,
         )
         meta = asdict(attempt)
@@ -146,10 +163,13 @@ class Attempts(Journal):
         ladder, failover = self._prospect(current)
         state, label = self._state, self._servers[current.server].label
         length, seconds = len(ladder.delivered.text), now - current.began
-        left = Attempt(label, "moved", faults.STREAM, "", length, True, seconds, 200, current.rung)
+        phase = faults.STREAM if self._progress.shown else faults.FIRST_TOKEN
+        status = current.response.status if current.response.started else None
+        left = Attempt(label, "moved", phase, "", length, True, seconds, status, current.rung)
         event = self._event("meta", now, "", {"kind": "moved", "server": label})
         attempts = (*state.attempts, left)
-        after = State(failover.last(current.server), ladder, now, len(self.log) + 1, attempts=attempts)
+        failover = replace(failover.later(current.server, now), waiting=now)
+        after = State(failover, ladder, now, len(self.log) + 1, attempts=attempts)
         self.steady = False
         self._commit([event], after, Progress(self._progress.index, self._progress.shown))
         return True
@@ -160,14 +180,18 @@ class Attempts(Journal):
         if current is None:
             return False
         _, failover = self._prospect(current)
-        return failover.last(current.server).next_step(now) not in (None, current.server)
+        found = failover.later(current.server, now).next_step(now)
+        return isinstance(found, int) and found != current.server
 
-    def _paced(self, before: Progress, after: Progress, now: float) -> Progress:
-        """Count tokens against the time that the reader waited for them."""
-        if before.heard is None or before.waited >= PACE_SECONDS:
+    def _paced(self, before: Progress, after: Progress, count: int, now: float) -> Progress:
+        """Count tokens, those of a thought too, against the time that the reader waited for them."""
+        counted, waited = before.counted, before.waited
+        if before.heard is None or waited >= PACE_SECONDS:
             return after
-        waited = before.waited + max(now - max(self._since, before.heard), 0.0)
-        return replace(after, counted=before.counted + after.index - before.index, waited=waited)
+        if after.heard != before.heard:  # not a part of a line
+            counted += count
+            waited += max(now - max(self._since, before.heard), 0.0)
+        return replace(after, counted=counted, waited=waited)
 
     def _look_at_pace(self, current: Try, now: float) -> None:
         """Leave a server that has become slow, if another one can go on."""

@@ -14,6 +14,7 @@ A request walks over its servers. Each failure has a kind, and the kind decides 
     timeout                                         ends: the caller's own deadline for the whole stream
 
 A server that gave a part of the answer and then broke comes back later too, as a busy one does: it may be restarting.
+Its tries count anew with each part worth the name.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import msgspec
 
 BUSY_TRIES = 5  # a busy server is asked this often at most, 1 + 2 + 4 + 8 s apart unless it names a time itself
 BROKEN_TRIES = 4  # one that broke in the middle: 7 s, in which a service manager has started it again
+PART_CHUNKS = 16  # an attempt that gave as much as this is a success, and the tries count anew
 FINAL_KINDS = frozenset({"rejected", "timeout"})
 LASTING_KINDS = frozenset({"denied", "model_not_found", "diverged", "cannot_continue"})  # no better a little later
 
@@ -122,9 +124,10 @@ class Failover(msgspec.Struct, frozen=True):
         turn = self.turns[0]
         return turn.server if turn.when <= now else Wait(turn.when)
 
-    def record(self, server: int, failure: Failure, now: float, *, gave: bool = False) -> Failover:
-        """Return the state after an attempt failed; `gave` says that it delivered something before."""
-        tries = 1 + sum(turn.tries for turn in self.turns if turn.server == server)
+    def record(self, server: int, failure: Failure, now: float, *, gained: int = 0) -> Failover:
+        """Return the state after an attempt failed; `gained` chunks were delivered by it."""
+        gave = gained > 0
+        tries = 1 if gained >= PART_CHUNKS else 1 + self._tries(server)
         turns = [turn for turn in self.turns if turn.server != server]
         comes_back = failure.kind == "busy" or gave or (tries > 1 and failure.kind not in LASTING_KINDS)
         if comes_back and tries < (BUSY_TRIES if failure.kind == "busy" else BROKEN_TRIES):
@@ -140,11 +143,13 @@ class Failover(msgspec.Struct, frozen=True):
             over=self.over or failure.kind in FINAL_KINDS,
         )
 
-    def last(self, server: int) -> Failover:
-        """Return the state in which a server is asked behind all others."""
-        others = (number for number in self.untried if number != server)
-        turns = tuple(turn for turn in self.turns if turn.server != server)
-        return msgspec.structs.replace(self, untried=(*others, server), turns=turns)
+    def later(self, server: int, now: float) -> Failover:
+        """Return the state in which a server is asked again when no other one is left, or has been waiting longer."""
+        untried = tuple(number for number in self.untried if number != server)
+        turns = [turn for turn in self.turns if turn.server != server]
+        turns.append(Turn(now, server, self._tries(server)))
+        turns.sort(key=lambda turn: turn.when)
+        return msgspec.structs.replace(self, untried=untried, turns=tuple(turns))
 
     def among(self, servers: Container[int]) -> Failover:
         """Return the state with these servers only."""
@@ -156,6 +161,9 @@ class Failover(msgspec.Struct, frozen=True):
         """Return the state with these servers only, lowest rank first."""
         found = self.among(ranks)
         return msgspec.structs.replace(found, untried=tuple(sorted(found.untried, key=ranks.__getitem__)))
+
+    def _tries(self, server: int) -> int:
+        return sum(turn.tries for turn in self.turns if turn.server == server)
 
     @property
     def patience_ends(self) -> float:

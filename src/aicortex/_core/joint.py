@@ -30,7 +30,12 @@ _PROSE = re.compile(  # two words, the way a sentence begins
     r"([^\W\d_][^\W\d_][\w'\u2019]*|[AI](['\u2019]\w+)?)[,!.:;]?\s+\w"
 )
 _OPENERS = re.compile(r"(Sure|Certainly|Of course|Absolutely|Continuing|Here is|Here's|Here are)\b")
+_STARTERS = re.compile(  # words that begin sentences and no second half of a name
+    r"(A|An|And|As|At|Because|But|For|From|He|How|I|If|In|It|My|No|Now|On|One|She|Since|So|Some|That|The|There|These|They"
+    r"|This|Those|To|We|What|When|Where|While|Why|With|Yes|You|Your)('\w+)?[,!.:;]?\s+\w"
+)
 _WORD = re.compile(r"\w+")
+_LAST_WORD = re.compile(r"\w+$")
 _SENTENCE_END = ".!?:;,"
 
 
@@ -102,20 +107,31 @@ def _starts_fresh(before: str, after: str, *, final: bool) -> str:
     in_sentence = last.isalnum() or last == ","
     if after[0] == " " and in_sentence and new[0].isupper():
         return _matched(_OPENERS, new, final=final)
-    if is_glued and last.isalnum() and new[0].isalnum():
+    if is_glued and (last.isalnum() or last in _SENTENCE_END) and new[0].isalnum():
         first, again = _WORD.match(new), _WORD.search(before)
         if first is not None and again is not None and first[0] == again[0] and 1 < len(first[0]) < len(new):
             return STARTS
     is_joint = is_glued and (last.isalnum() or last in _SENTENCE_END)
     if new[0].isupper() and (is_joint or (is_spaced_before and in_sentence)):
+        first_word = _WORD.match(new)
+        has_inner_capital = first_word is not None and first_word[0][1:] != first_word[0][1:].lower()
+        is_name = is_joint and (has_inner_capital or _is_name(before.rstrip(_SENTENCE_END)))
+        if is_name and not _STARTERS.match(new):
+            return _matched(_OPENERS, new, final=final)
         return _matched(_PROSE, new, final=final)
     return SOUND
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text ends in something that may go on with a capital: IncrementalDecoder, State.DETECTING, YouTube."""
+    word = _LAST_WORD.search(text)
+    return word is not None and (word[0] != word[0].lower() or "_" in word[0])
 
 
 def _matched(pattern: re.Pattern[str], new: str, *, final: bool) -> str:
     if pattern.match(new):
         return STARTS
-    is_open = len(_WORD.findall(new)) < 3 and len(new) < HELD // 2
+    is_open = len(_WORD.findall(new)) < 3
     return HOLD if is_open and not final else SOUND
 
 

@@ -18,7 +18,7 @@ import msgspec
 from aicortex._core import faults
 from aicortex._core.failover import Failure
 from aicortex._core.http import Response
-from aicortex._core.ollama import BAD_JSON, Rendered
+from aicortex._core.ollama import BAD_JSON, Rendered, version_of
 from aicortex._core.question import VERSION, Question, Request
 from aicortex._core.seam import PREFILL, RAW, RESTART, Delivered, raw_prompt, ways_on
 
@@ -117,15 +117,15 @@ class Ladder(msgspec.Struct, frozen=True):
         if not response.complete:
             return self, faults.of_end(response, phase=faults.RESUME)
         if task == ASK_VERSION:
-            versions = {**self.versions, server: _version_of(response)}
+            versions = {**self.versions, server: version_of(b"".join(response.body))}
             ladder = msgspec.structs.replace(self, versions=versions)
             return ladder, ladder.step(server)
         if response.status != 200:
-            failure = faults.of_status(response)
+            failure = msgspec.structs.replace(faults.of_status(response), phase=faults.RESUME)
             if failure.kind in PASSING:
-                return self, msgspec.structs.replace(failure, phase=faults.RESUME)
+                return self, failure
             ladder = self.without(server, RAW, PREFILL)
-            return ladder, ladder.step(server)
+            return ladder, ladder.step(server) or failure
         try:
             reply = msgspec.json.decode(b"".join(response.body), type=Rendered)
         except BAD_JSON as error:
@@ -153,15 +153,8 @@ class Ladder(msgspec.Struct, frozen=True):
         return ladder, ladder.step(server)
 
 
-def _version_of(response: Response) -> str:
-    try:
-        found = msgspec.json.decode(b"".join(response.body), type=dict[str, str])
-    except BAD_JSON:
-        return ""
-    return found.get("version", "")
-
-
 def _is_before(version: str, first: tuple[int, ...]) -> bool:
     """Whether a version is known to be older; what stands behind its numbers does not count."""
     numbers = version.partition("-")[0].partition("+")[0].split(".")
-    return bool(version) and all(map(str.isdigit, numbers)) and tuple(map(int, numbers)) < first
+    is_release = all(map(str.isdigit, numbers)) and any(map(int, numbers))  # a server of one's own build says 0.0.0
+    return is_release and tuple(map(int, numbers)) < first

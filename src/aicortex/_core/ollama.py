@@ -189,6 +189,14 @@ def error_of_body(body: bytes) -> str | None:
     return None
 
 
+def version_of(body: bytes) -> str:
+    """Return what a reply of `/api/version` says, or an empty string."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, str]).get("version", "")
+    except BAD_JSON:
+        return ""
+
+
 def full_name(model: str) -> str:
     """Return a model's name with its tag: without one, Ollama means `:latest`."""
     return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"

@@ -64,9 +64,11 @@ class Question(msgspec.Struct, frozen=True):
     def render(self, text: str = "", thinking: str = "") -> Request:
         """Ask how the prompt looks, with the beginning of the answer as its last message if there is one.
 
-        Servers before 0.11.5 do not know the flag and generate: one token then, which says nothing.
+        Servers before 0.11.5 do not know the flag and generate: one token then, which says nothing. How long the model
+        is kept is left to the request that follows: a `keep_alive` of 0 would unload it before that.
         """
         fields = self._chat_fields(text, thinking)
+        fields.pop("keep_alive", None)
         options = {**self.options, "num_predict": 1}
         return self._post("/api/chat", fields, _debug_render_only=True, options=options, stream=False)
 

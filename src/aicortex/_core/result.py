@@ -68,8 +68,11 @@ def _timings(events: Sequence[StreamEvent], final: Chunk, *, end: float) -> dict
     }
 
 
-def error_of(attempts: Sequence[Attempt], partial: str = "", *, shown: bool = False) -> AICortexError:
-    """Return the error that ends an answer which no server will finish; `shown` if anything of it was delivered."""
+def error_of(attempts: Sequence[Attempt], partial: str = "", *, shown: bool = False, hint: str = "") -> AICortexError:
+    """Return the error that ends an answer which no server will finish; `shown` if anything of it was delivered.
+
+    `hint` says what else there is to know.
+    """
     if not attempts:
         return AllServersFailedError("All servers failed: the time was up before any could be asked")
     last = attempts[-1]
@@ -82,7 +85,7 @@ def error_of(attempts: Sequence[Attempt], partial: str = "", *, shown: bool = Fa
         says_less = attempt.kind in ("diverged", "cannot_continue")  # than what broke the answer there
         if not says_less or attempt.server not in latest:
             latest[attempt.server] = attempt
-    each = "; ".join(map(_told, latest.values()))
+    each = "; ".join(map(_told, latest.values())) + (f" ({hint})" if hint else "")
     if shown:
         words = f"Stream interrupted after {last.delivered} characters: {each}"
         return StreamInterruptedError(words, attempts=attempts, partial=partial)

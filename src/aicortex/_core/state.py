@@ -46,7 +46,8 @@ class Read(msgspec.Struct, frozen=True):
 class Try(msgspec.Struct, frozen=True):
     """A request that was sent, and its response.
 
-    `patience` seconds were added to its first token's deadline, the last of them when the model `is_loaded`.
+    `patience` seconds were added to its first token's deadline, the last of them when the model `is_loaded`; it
+    `is_hedged` once a second server was asked beside it.
     """
 
     server: int
@@ -57,6 +58,7 @@ class Try(msgspec.Struct, frozen=True):
     began: float = 0.0
     patience: float = 0.0
     is_loaded: bool = False
+    is_hedged: bool = False
 
 
 class State(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from aicortex._core.ollama import SENSELESS, Lines, decode_lines, error_text
 from aicortex._core.question import LOADED, VERSION, Question
 from aicortex._core.state import ASK_ALIVE, ASK_LOADED, Connect, Progress, State, Try, without
 
+GLANCE_SECONDS = 0.05  # a reader that comes late looks so long at what is there
 PROBE_SECONDS = 1.0  # how long a server may take to say whether it is alive, or still loads
 LOAD_SECONDS = 300.0  # how long a load is waited for: Ollama gives one up after five minutes itself
 AT_ONCE = 0.25  # seconds within which a server that loads nothing answers
@@ -41,10 +42,12 @@ class Hedge(msgspec.Struct, frozen=True):
     after: float | None = None
     is_idle: Callable[[int], bool] = lambda _: True
 
-    def due(self, state: State, current: Try) -> float | None:
-        """Return when the second server is asked, None for never."""
-        is_first = not state.ladder.delivered and current.task == ASK_ANSWER and state.rival is None
-        return current.sent + self.after if self.after is not None and is_first and self.budget.allows else None
+    def due(self, state: State, current: Try, since: float) -> float | None:
+        """Return when the second server is asked, None for never; what came while nobody read is looked at first."""
+        is_first = not state.ladder.delivered and current.task == ASK_ANSWER and not current.is_hedged
+        if self.after is None or not is_first or not self.budget.allows:
+            return None
+        return max(current.sent + self.after, since + GLANCE_SECONDS)
 
     def server(self, state: State, current: Try) -> int | None:
         """Return the second server, if one is idle."""
@@ -52,23 +55,23 @@ class Hedge(msgspec.Struct, frozen=True):
         return next(filter(self.is_idle, others), None)
 
 
-def beside(state: State, current: Try, hedge: Hedge, question: Question, now: float) -> Connect | None:
+def beside(state: State, current: Try, hedge: Hedge, question: Question, now: float, since: float) -> Connect | None:
     """Return what to ask now beside the current attempt, if anything."""
     if state.wants:
         request = LOADED if state.wants[0] == ASK_LOADED else VERSION
         return Connect(current.server, request, state.wants[0], beside=True)
-    hedged = hedge.due(state, current)
+    hedged = hedge.due(state, current, since)
     if hedged is None or now < hedged:
         return None
     number = hedge.server(state, current)
     return None if number is None else Connect(number, question.chat(), beside=True)
 
 
-def next_due(state: State, current: Try, hedge: Hedge, now: float) -> float:
+def next_due(state: State, current: Try, hedge: Hedge, now: float, since: float) -> float:
     """Return when the next of all that is under way is due."""
     waited_for = state.beside if is_probed(state) else (current, *state.beside)
     dues = [due_of(state, each) for each in waited_for]
-    hedged = hedge.due(state, current)
+    hedged = hedge.due(state, current, since)
     if hedged is not None and now < hedged:
         dues.append(hedged)
     return min(dues) if state.failover.ends is None else min(*dues, state.failover.ends)
@@ -80,7 +83,7 @@ def due_of(state: State, each: Try) -> float:
         return each.sent + PROBE_SECONDS
     if each.task == ASK_VERSION:
         return each.sent + state.failover.deadlines.connect
-    return each.sent + state.failover.deadlines.first_token + each.patience
+    return state.failover.first_token_due(each.sent + each.patience)
 
 
 def is_probed(state: State) -> bool:
@@ -126,7 +129,8 @@ class Waiting(Attempts):
             return
         self._hedge.budget.spend()
         event = self._event("meta", now, "", {**self._connection_meta(step), "hedge": True})
-        self._commit([event], after, self._progress)
+        current = None if state.current is None else replace(state.current, is_hedged=True)
+        self._commit([event], replace(after, current=current), self._progress)
 
     def _overdue(self, state: State, current: Try, now: float) -> None:
         """Decide about a first token that is late: it may be that the model is being loaded."""
@@ -208,7 +212,7 @@ class Waiting(Attempts):
         lost = Attempt(label, "outpaced", faults.FIRST_TOKEN, "another server spoke first", 0, False, seconds)
         after = replace(
             state,
-            failover=state.failover.last(slower.server),
+            failover=state.failover.later(slower.server, now),
             current=faster,
             mark=len(self.log),
             beside=(),

@@ -1,4 +1,4 @@
-"""What drives the core with blocking connections: the pool, one plain call, and one answer."""
+"""What drives the core with blocking connections: one answer under way."""
 
 from __future__ import annotations
 
@@ -10,129 +10,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter, time
 
-from aicortex._core import faults
 from aicortex._core.answer import Answer
 from aicortex._core.failover import AttemptFailed, Deadlines, Failure, Wait
 from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
 from aicortex._core.ladder import Memory
-from aicortex._core.ollama import MAX_LINE_BYTES
 from aicortex._core.question import Question
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._core.state import Connect, Read
-from aicortex._core.waiting import Hedge
-from aicortex._sync.connection import CONNECT, Connection, end_waits, wait_for_any
-
-LATE_SECONDS = 0.05  # what came while nobody read is still taken, for so long after the time was up
-IDLE_PER_SERVER = 8  # connections kept open for the next request
-
-
-class Pool:
-    """Idle connections, newest first."""
-
-    def __init__(self) -> None:
-        self._idle: dict[Server, list[Connection]] = {}
-
-    def acquire(self, server: Server, *, due: float, opening: list[socket.socket], fresh: bool = False) -> Connection:
-        """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
-        idle = self._idle.setdefault(server, [])
-        while idle and not fresh:
-            try:
-                connection = idle.pop()
-            except IndexError:  # another thread was faster
-                break
-            if connection.is_ready():
-                connection.reused = True
-                return connection
-            connection.close()
-        return Connection(server, due=due, opening=opening)
-
-    def release(self, server: Server, connection: Connection) -> None:
-        """Keep a connection whose response is over, or close it."""
-        idle = self._idle.setdefault(server, [])
-        if len(idle) < IDLE_PER_SERVER and connection.may_be_kept():
-            idle.append(connection)
-        else:
-            connection.close()
-
-    def clear(self) -> None:
-        """Close every idle connection."""
-        for idle in list(self._idle.values()):
-            for connection in idle:
-                connection.close()
-            idle.clear()
-
-
-POOL = Pool()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=POOL.clear)  # parent and child must not speak over one socket
-
-
-def located(server: Server) -> Server:
-    """Return where a server really is: the embedded engine is started when it is first needed."""
-    if server.scheme != EMBEDDED:
-        return server
-    from aicortex.embedded import ensure_running
-    from aicortex.errors import EmbeddedEngineError
-
-    try:
-        host, port = ensure_running()
-    except EmbeddedEngineError as error:
-        raise AttemptFailed(Failure("engine", CONNECT, str(error))) from error
-    return Server(f"{host}:{port}")
-
-
-def reach(
-    server: Server, due: Callable[[], float], *, opening: list[socket.socket], fresh: bool = False
-) -> tuple[Server, Connection]:
-    """Return where a server is and a connection to it; raises AttemptFailed.
-
-    `due` is asked once it is known where the server is: the embedded engine takes its time to start. An engine that
-    was killed a moment ago still counts as running but refuses connections; then another one is started.
-    """
-    place = located(server)
-    try:
-        return place, POOL.acquire(place, due=due(), opening=opening, fresh=fresh)
-    except AttemptFailed as error:
-        if server.scheme != EMBEDDED or error.failure.kind != "refused":
-            raise
-    from aicortex.embedded import discard
-
-    discard(place.port)
-    place = located(server)
-    return place, POOL.acquire(place, due=due(), opening=opening)
-
-
-def call(server: Server, method: str, path: str, body: bytes = b"", *, due: float) -> Response:
-    """Make one request and return its whole response; raises AttemptFailed."""
-    place, connection = reach(server, lambda: due, opening=[])
-    try:
-        response = connection.send(method, path, place, body, due=due)
-        while not response.ended:
-            left = due - perf_counter()
-            if left <= 0:
-                raise TimeoutError
-            connection.receive(left)
-            if sum(map(len, response.body)) > MAX_LINE_BYTES:
-                raise AttemptFailed(Failure("bad_response", "reply", "the reply is longer than 8 MB"))
-    except TimeoutError:
-        connection.close()
-        raise AttemptFailed(Failure("stalled", "reply", "did not answer in time")) from None
-    except BaseException:
-        connection.close()
-        raise
-    if response.fault is not None or not response.started:
-        connection.close()
-        raise AttemptFailed(faults.of_end(response, phase="reply"))
-    POOL.release(place, connection)
-    return response
-
+from aicortex._core.waiting import GLANCE_SECONDS, Hedge
+from aicortex._sync.connection import Connection, end_waits, wait_for_any
+from aicortex._sync.pool import POOL, reach
 
 BUDGET = Budget()  # of this process, for asking a second server
 MEMORY: Memory = {}  # what this process has learned about kinds of servers
 IN_FLIGHT: dict[Server, list[ref[Link]]] = {}  # what is under way; a link that nobody holds any more is over
 AT_ONCE = 0.001  # seconds to read what is there
-BESIDE_SECONDS = 1.0  # to connect beside an attempt: nobody reads meanwhile
+BESIDE_SECONDS = 0.25  # to connect beside an attempt: nobody reads meanwhile
 
 
 class Link:
@@ -226,14 +120,18 @@ class Exchange:
 
     def move(self) -> bool:
         """Go on at another server, from any thread or a signal handler; returns False when no other one can."""
+        left = self.answer.reading  # the reader may have gone on to the next server before it is woken
         if self._is_cancelled or not self.answer.may_move(perf_counter()):
             return False
-        self._is_moving = self._is_woken = True
-        self._with_lock(self._leave)
+        self._is_woken = True
+        self._is_moving = True
+        self._with_lock(self._leave, left)
         return True
 
     def _leave(self) -> None:
-        """Leave the server as `move` wants it; whoever holds the lock does that."""
+        """Leave the server as `move` wants it, once; whoever holds the lock does that."""
+        if not self._is_moving:
+            return
         self._is_moving = False
         self.answer.move(perf_counter())
         self._settle()
@@ -252,12 +150,13 @@ class Exchange:
         opening = self._opening.copy()
         self._opening.clear()  # tells the connection in the making to try no further address
         end_waits(opening)
-        self._with_lock(lambda: self._advance(reading=False))
+        self._with_lock(lambda: self._advance(reading=False), None)
 
-    def _with_lock(self, work: Callable[[], None]) -> None:
-        """Wake whoever reads, who then looks what is wanted; do it here if nobody does."""
+    def _with_lock(self, work: Callable[[], None], responses: Sequence[Response] | None) -> None:
+        """Wake whoever reads these responses, or any, who then looks what is wanted; do it here if nobody does."""
         for link in self._links.copy():
-            link.connection.wake()
+            if responses is None or any(link.connection.response is each for each in responses):
+                link.connection.wake()
         held: list[bool] = []
         try:
             held.extend(map(self._lock.acquire, (False,)))  # no interrupt falls between taking it and knowing it
@@ -281,7 +180,7 @@ class Exchange:
             step = answer.next_step(now, since=since)
             self._settle()
             if isinstance(step, Read) and reading:
-                until = max(step.until, since + LATE_SECONDS)
+                until = max(step.until, since + GLANCE_SECONDS)
                 if answer.failover.is_late(now) or until <= now:
                     answer.timed_out(now)
                 else:
@@ -321,7 +220,7 @@ class Exchange:
                     else failover.connect_due(perf_counter())
                 ),
                 opening=self._opening,
-                fresh=step.server in self._stale,
+                fresh=step.beside or step.server in self._stale,
             )
             link = Link(step.server, server, place, connection)
             self._links.append(link)
@@ -340,11 +239,11 @@ class Exchange:
         links = self._links
         is_alone = len(links) == 1
         link: Link | None = links[0]
-        if not is_alone:
-            link, seconds = self._ready(seconds), AT_ONCE
         if self._fed is not None:  # an interrupt came before the answer was told
             link = self._fed
-        elif link is None:
+        elif not is_alone:
+            link, seconds = self._ready(seconds), AT_ONCE
+        if link is None:
             self.answer.timed_out(perf_counter())
             return
         response = link.connection.response
@@ -362,6 +261,8 @@ class Exchange:
             if is_alone:  # else it was TLS's own business that made it ready, and the others may have more to say
                 self.answer.timed_out(perf_counter())
         except AttemptFailed as error:
+            if self._is_woken:
+                return
             self._failed(response, link, error.failure)
         self._fed = None
 

@@ -37,7 +37,7 @@ PROMPTS = (
     "Tell me a story about a lighthouse keeper and a whale.",
     "Which flag is this: 🇫🇷?",
     "Name the planets in order, with one fact for each.",
-    "How do I make pancakes?",
+    "Name three rivers in Africa.",
     "Give me three reasons to learn the piano.",
     "What is a black hole?",
     "Write a limerick about a cat who codes.",

@@ -57,11 +57,7 @@ class Attempts(Journal):
         self.steady = False
         state = self._state
         seen = [*self.log, *events]
-        delivered = Delivered.of(seen) if progress.shown else Delivered()
-        gained = sum(map(_is_content, seen[state.mark :])) if isinstance(failed, Try) else 0
-        ladder = replace(state.ladder, delivered=delivered)
-        if gained:
-            ladder = state.ladder.broke(failed.server, delivered, failed.rung)
+        ladder, gained = self._left(failed, seen, shown=progress.shown)
         pending = None
         if failed.rung and failure.kind in RUNG_KINDS and not gained:
             ladder = ladder.without(failed.server, failed.rung)
@@ -73,20 +69,19 @@ class Attempts(Journal):
         if pending is None:
             failover = failover.record(failed.server, failure, now, gained=gained)
         if progress.shown:
-            failover = failover.preferring(ladder.order(range(len(self._servers))))
-        if progress.shown and not self._resume:
-            failover, pending = replace(failover, over=True), None
+            failover = self._resuming(failover, ladder)
+            pending = pending if self._resume else None
         rival = state.rival if isinstance(failed, Try) and not progress.shown else None
         if rival is not None:
             failover = replace(failover, over=state.failover.over)  # it may take what this one rejected
         goes_on = rival is not None or pending is not None or failover.next_step(now) is not None
-        attempt, event = self._told(failed, failure, now, length=len(delivered.text), will_retry=goes_on)
+        attempt, event = self._told(failed, failure, now, length=len(ladder.delivered.text), will_retry=goes_on)
         events.append(event)
         attempts = (*state.attempts, attempt)
         after = State(failover, ladder, now, len(seen) + 1, rival, (), pending, attempts=attempts)
         if not goes_on:
             hint = self._hint(state.failover, ladder, failed.server) if progress.shown else ""
-            outcome = error_of(attempts, delivered.text, shown=progress.shown, hint=hint)
+            outcome = error_of(attempts, ladder.delivered.text, shown=progress.shown, hint=hint)
             after = replace(after, outcome=outcome)
         if rival is not None:
             progress = Progress(progress.index, progress.shown)
@@ -144,15 +139,23 @@ class Attempts(Journal):
 
     def _prospect(self, current: Try) -> tuple[Ladder, Failover]:
         """Return ladder and walk as they are once the attempt under way is over."""
+        state, shown = self._state, self._progress.shown
+        ladder, _ = self._left(current, self.log, shown=shown)
+        return ladder, self._resuming(state.failover, ladder) if shown else state.failover
+
+    def _left(self, over: Try | Connect, seen: Sequence[StreamEvent], *, shown: bool) -> tuple[Ladder, int]:
+        """Return the ladder as an attempt leaves it behind, and how many chunks it delivered."""
         state = self._state
-        if not self._progress.shown:
-            return state.ladder, state.failover
-        delivered = Delivered.of(self.log)
-        ladder = replace(state.ladder, delivered=delivered)
-        if any(map(_is_content, self.log[state.mark :])):
-            ladder = state.ladder.broke(current.server, delivered, current.rung)
-        failover = state.failover.preferring(ladder.order(range(len(self._servers))))
-        return ladder, failover if self._resume else replace(failover, over=True)
+        delivered = Delivered.of(seen) if shown else Delivered()
+        gained = sum(map(_is_content, seen[state.mark :])) if isinstance(over, Try) else 0
+        if gained:
+            return state.ladder.broke(over.server, delivered, over.rung), gained
+        return replace(state.ladder, delivered=delivered), 0
+
+    def _resuming(self, failover: Failover, ladder: Ladder) -> Failover:
+        """Return the walk over those that can go on with what was delivered."""
+        failover = failover.preferring(ladder.order(range(len(self._servers))))
+        return failover if self._resume else replace(failover, over=True)
 
     def move(self, now: float) -> bool:
         """Leave the server that is answering and go on at another one; returns False when no other one can."""
@@ -205,18 +208,16 @@ class Attempts(Journal):
 
     def _finish(self, current: Try, final: Chunk, events: list[StreamEvent], progress: Progress, now: float) -> None:
         """End the answer: the server said that it is done, or a stop string of the caller stands across a seam."""
-        state = self._state
-        length = sum(len(event.content or "") for event in (*self.log, *events) if event.type == "token")
-        seconds = now - current.began
-        label = self._servers[current.server].label
-        done = Attempt(label, "ok", faults.STREAM, "", length, False, seconds, 200, current.rung)
+        self.steady = False
+        state, seen, end = self._state, [*self.log, *events], now + self._zero
+        whole = Delivered.of(seen)
+        label, seconds = self._servers[current.server].label, now - current.began
+        done = Attempt(label, "ok", faults.STREAM, "", len(whole.text), False, seconds, 200, current.rung)
         spent = state.ladder.delivered.chunks if current.rung in (RAW, PREFILL) else 0
         if self._question.is_full(spent):
             final = replace(final, eval_count=0)  # its one token was not delivered
-        self.steady = False
-        seen, end = [*self.log, *events], now + self._zero
         attempts = (*state.attempts, done)
-        result = result_of(seen, final, model=self._question.model, attempts=attempts, end=end, spent=spent)
+        result = result_of(seen, whole, final, model=self._question.model, attempts=attempts, end=end, spent=spent)
         stats = {"kind": "stats", "server": result.server, "usage": result.usage, "timings": result.timings}
         meta = {name: getattr(result, name) for name in ("finish_reason", "usage", "timings", "model", "server")}
         meta["attempts"] = [asdict(attempt) for attempt in attempts]

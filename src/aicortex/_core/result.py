@@ -34,13 +34,19 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def result_of(
-    events: Sequence[StreamEvent], final: Chunk, *, model: str, attempts: tuple[Attempt, ...], end: float, spent: int
+    events: Sequence[StreamEvent],
+    whole: Delivered,
+    final: Chunk,
+    *,
+    model: str,
+    attempts: tuple[Attempt, ...],
+    end: float,
+    spent: int,
 ) -> Result:
-    """Return the result of an answer whose events these are; the last attempt is the one that finished it.
+    """Return the result of an answer whose events these are, and what they delivered; the last attempt finished it.
 
     `spent` tokens of the answer were made by other attempts and were a part of the last one's prompt.
     """
-    whole = Delivered.of(events)
     prompt_tokens = max(final.prompt_eval_count - spent, 0)
     return Result(
         text=whole.text,

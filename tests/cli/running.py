@@ -147,18 +147,17 @@ class Terminal:
         """Press Ctrl-C."""
         self.type("\x03")
 
-    def interrupt_until(self, words: str) -> None:
-        """Press Ctrl-C at a prompt until these words come.
+    def interrupt_prompt(self) -> None:
+        """Press Ctrl-C at a prompt, once the interpreter waits there for the next key.
 
         An interpreter that has just taken a key may see the signal only with the next one: its readline module calls
-        select() without looking whether one came before.
+        select() without looking whether one came before. Pressing again would leave a second one for the next line.
         """
+        stat = Path(f"/proc/{self.process.pid}/stat")
         deadline = time.monotonic() + PATIENCE
-        while words not in self.text() and time.monotonic() < deadline:
-            self.interrupt()
-            if select.select([self._master], [], [], 1.0)[0]:
-                self.raw += os.read(self._master, 65536).decode("utf-8", "replace")
-        self.wait_for(words)
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline, "the process does not wait for keys"
+        self.interrupt()
 
     def wait_for(self, words: str, *, count: int = 1) -> None:
         """Read until these words stand on the screen or above it, `count` times."""

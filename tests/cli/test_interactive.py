@@ -79,7 +79,8 @@ def test_ctrl_c_at_the_prompt(server: FakeServer) -> None:
     with talk(server) as terminal:
         terminal.type("half a line")
         terminal.wait_for("half a line")
-        terminal.interrupt_until("Ctrl-D or /quit leaves")
+        terminal.interrupt_prompt()
+        terminal.wait_for("Ctrl-D or /quit leaves")
         terminal.wait_for(">>>", count=2)
         say(terminal, "How?", ANSWER)
     assert messages(server) == [{"role": "user", "content": "How?"}]

@@ -3,9 +3,11 @@
     AICortexError
     ├── ModelNotFoundError     (ValueError)    no server that answered has the model
     ├── RequestRejectedError   (ValueError)    a server says that the request itself is wrong
+    ├── CredentialError        (ValueError)    a secret that an entry of the registry refers to is not there
     ├── AllServersFailedError  (RuntimeError)  every attempt failed: .attempts
     │   └── StreamInterruptedError             the answer broke off and cannot go on: .partial
     ├── StreamCancelledError   (RuntimeError)  somebody called cancel(): .partial
+    ├── RegistryError          (RuntimeError)  the registry's file cannot be read or written
     └── EmbeddedEngineError    (RuntimeError)  the embedded engine cannot be installed or started
 
 Wrong arguments raise plain `ValueError` (or `TypeError`, for an unknown keyword), as everywhere in Python.
@@ -50,6 +52,10 @@ class RequestRejectedError(AICortexError, ValueError):
         self.partial = partial
 
 
+class CredentialError(AICortexError, ValueError):
+    """A server's key or header is to come from a variable or the keyring and is not there; the message names which."""
+
+
 class AllServersFailedError(AICortexError, RuntimeError):
     """Every attempt failed and no server is left to try.
 
@@ -78,6 +84,10 @@ class StreamCancelledError(AICortexError, RuntimeError):
     def __init__(self, message: str, *, partial: str = ""):
         super().__init__(message)
         self.partial = partial
+
+
+class RegistryError(AICortexError, RuntimeError):
+    """The registry's file cannot be read or written; the message names it and says what to do."""
 
 
 class EmbeddedEngineError(AICortexError, RuntimeError):

@@ -73,7 +73,7 @@ def is_available() -> bool:
     """Tell whether the extra `embedded` is installed."""
     from importlib.util import find_spec
 
-    return all(find_spec(name) is not None for name in ("xllamacpp", "platformdirs", "filelock"))
+    return all(find_spec(name) is not None for name in ("xllamacpp", "filelock"))
 
 
 def stop() -> None:

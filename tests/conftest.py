@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import shutil
@@ -37,15 +38,35 @@ def _clean_environment() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+@pytest.fixture(scope="session")
+def _own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("user")
+
+
 @pytest.fixture(autouse=True)
-def _nothing_known_yet() -> Iterator[None]:
-    """Forget what earlier tests learned about servers: the system gives their ports out again."""
+def _nothing_known_yet(
+    _own_folder: Path, _clean_environment: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Give each test a registry of its own, and forget what earlier tests learned: ports are given out again."""
+    name = hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:16]
+    _clean_environment.setenv("AICORTEX_DATA_DIR", str(_own_folder / name))  # made by the first write
+    _clean_environment.setenv("XDG_CONFIG_HOME", str(_own_folder / "config"))
     yield
-    fleet, client = sys.modules.get("aicortex.fleet"), sys.modules.get("aicortex._sync.client")
-    pool = sys.modules.get("aicortex._sync.pool")
-    if fleet is not None:
-        fleet._known.clear()
-        fleet._alive.clear()
+    modules = {name: sys.modules.get(f"aicortex.{name}") for name in ("fleet", "planning", "board", "in_flight")}
+    pool, client = sys.modules.get("aicortex._sync.pool"), sys.modules.get("aicortex._sync.client")
+    names = sys.modules.get("aicortex._sync.names")
+    if modules["fleet"] is not None:
+        modules["fleet"]._alive.clear()
+        modules["fleet"]._made.clear()
+    if modules["planning"] is not None:
+        modules["planning"]._known.clear()
+    if modules["board"] is not None:
+        modules["board"].BOARD.close()
+        modules["board"].BOARD.__init__()
+    if modules["in_flight"] is not None:
+        modules["in_flight"].CLAIMS.clear()
+    if names is not None:
+        names._known.clear()
     if pool is not None:
         pool.POOL.clear()
     if client is not None:

@@ -40,6 +40,7 @@ FAULTS: dict[str, tuple[Reply, set[str]]] = {
 STATUSES = {"404", "429", "500", "503", "html"}  # after the headers they are an error line of the stream
 PHASES = {"before headers": None, "before the first token": 0}
 KEYS = {"server", "kind", "phase", "delivered", "will_retry", "seconds", "status", "rung"}  # C6
+KEYS |= {"why", "first_token", "retry_after"}
 
 
 def broken(fault: Reply, after: int | None) -> Reply:

@@ -8,9 +8,10 @@ from time import perf_counter
 
 import pytest
 
-from aicortex import AllServersFailedError, Server, chat, fleet, list_model_servers, models
+from aicortex import AllServersFailedError, Server, chat, list_model_servers, models, planning
 from aicortex._core.failover import Failure
-from aicortex.fleet import find_servers, list_models, list_servers
+from aicortex.catalogue import list_models, list_servers
+from aicortex.fleet import find_servers
 from aicortex.testing import Answer, Exchange, FakeServer, Garbage, Hang, Raw, Reply, Status
 
 
@@ -140,7 +141,7 @@ def test_a_slow_server_that_answered_at_last_is_first_again() -> None:
         FakeServer(answer="from two") as two,
     ):
         assert chat("Hi", model="fake", servers=[one.url, two.url]) == "from two"
-        assert one.wait_until(lambda: Server(one.url) in fleet._known and not _failed(Server(one.url)))
+        assert one.wait_until(lambda: Server(one.url) in planning._known and not _failed(Server(one.url)))
         assert chat("Hi", model="fake", servers=[one.url, two.url]) == "from one"
 
 
@@ -157,7 +158,7 @@ class Late(Reply):
 
 
 def _failed(server: Server) -> bool:
-    return isinstance(fleet._known[server][1], Failure)
+    return isinstance(planning._known[server][1], Failure)
 
 
 def test_what_servers_have_is_asked_once() -> None:

@@ -18,16 +18,24 @@ if TYPE_CHECKING:
     from aicortex._core.result import Result as Result
     from aicortex._core.server import Server as Server
     from aicortex.ask import chat as chat
+    from aicortex.catalogue import best_server as best_server
+    from aicortex.catalogue import families as families
+    from aicortex.catalogue import get_llm_params as get_llm_params
+    from aicortex.catalogue import get_model_info as get_model_info
+    from aicortex.catalogue import get_server_info as get_server_info
+    from aicortex.catalogue import list_model_servers as list_model_servers
+    from aicortex.catalogue import models as models
+    from aicortex.catalogue import search_models as search_models
     from aicortex.errors import AICortexError as AICortexError
     from aicortex.errors import AllServersFailedError as AllServersFailedError
+    from aicortex.errors import CredentialError as CredentialError
     from aicortex.errors import EmbeddedEngineError as EmbeddedEngineError
     from aicortex.errors import ModelNotFoundError as ModelNotFoundError
+    from aicortex.errors import RegistryError as RegistryError
     from aicortex.errors import RequestRejectedError as RequestRejectedError
     from aicortex.errors import StreamCancelledError as StreamCancelledError
     from aicortex.errors import StreamInterruptedError as StreamInterruptedError
     from aicortex.events import StreamEvent as StreamEvent
-    from aicortex.fleet import list_model_servers as list_model_servers
-    from aicortex.fleet import models as models
     from aicortex.stream import Stream as Stream
 
 __version__ = "0.1.0"
@@ -36,8 +44,10 @@ _HOMES = {
     "AICortexError": "errors",
     "AllServersFailedError": "errors",
     "Attempt": "_core.failover",
+    "CredentialError": "errors",
     "EmbeddedEngineError": "errors",
     "ModelNotFoundError": "errors",
+    "RegistryError": "errors",
     "RequestRejectedError": "errors",
     "Result": "_core.result",
     "Server": "_core.server",
@@ -45,9 +55,15 @@ _HOMES = {
     "StreamCancelledError": "errors",
     "StreamEvent": "events",
     "StreamInterruptedError": "errors",
+    "best_server": "catalogue",
     "chat": "ask",
-    "list_model_servers": "fleet",
-    "models": "fleet",
+    "families": "catalogue",
+    "get_llm_params": "catalogue",
+    "get_model_info": "catalogue",
+    "get_server_info": "catalogue",
+    "list_model_servers": "catalogue",
+    "models": "catalogue",
+    "search_models": "catalogue",
 }
 __all__ = sorted(_HOMES)
 

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Literal, overload
 from aicortex._core.failover import Deadlines
 from aicortex._core.question import Question
 from aicortex._sync.client import Exchange
-from aicortex.fleet import find_servers, plan
+from aicortex.fleet import find_fleet
+from aicortex.planning import plan
 from aicortex.request import (
     check_deadlines,
     check_model,
     check_resume,
+    check_routing,
+    check_session,
     check_shape,
     collect_messages,
     collect_options,
+    opening_of,
 )
 from aicortex.settings import resumes_by_default
 from aicortex.stream import Stream
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
     from aicortex._core.server import Server
-    from aicortex.request import Format, Image, MessageDict, Options, Tool
+    from aicortex.request import Format, Image, MessageDict, Options, Routing, Tool
 
     class ChatArguments(TypedDict, total=False):
         """The keyword arguments of `chat`, for type checkers."""
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
         format: Format | None
         keep_alive: str | float | None
         servers: Sequence[str | Server] | str | Server | None
+        routing: Routing | None
+        session: str | None
         resume: Literal["continue", "never"] | None
         hedge_after: float | None
         timeout: float | None
@@ -76,6 +82,8 @@ def chat(
     format: Format | None = None,
     keep_alive: str | float | None = None,
     servers: Sequence[str | Server] | str | Server | None = None,
+    routing: Routing | None = None,
+    session: str | None = None,
     resume: Literal["continue", "never"] | None = None,
     hedge_after: float | None = None,
     timeout: float | None = None,
@@ -93,8 +101,13 @@ def chat(
     `tools` are JSON schemas of functions, whose calls are events and are not run; `format` is "json" or a JSON schema
     that binds the answer. `keep_alive` is how long the server keeps the model in memory ("5m", seconds, 0, -1).
 
-    `servers` are addresses or `Server` objects, best first; without them AICORTEX_SERVERS, the local Ollama and the
-    embedded engine are looked at, in this order. Without `model` AICORTEX_MODEL is used, or else a model they have.
+    `servers` are addresses, names from the registry or `Server` objects, best first; without them AICORTEX_SERVERS, the
+    registry with the configuration files, the local Ollama and the embedded engine are looked at, in this order.
+    `routing` says which one is asked first: "balanced" (the default for servers that the call does not name),
+    "fastest", "nearest", "priority", "round_robin", "random" or "order" (the default for `servers`). What belongs to
+    one conversation goes to the same server where that is well, because it has the beginning in its cache: it is told
+    by its first messages, or by the name of its `session`. Without `model` AICORTEX_MODEL is used, or else a model
+    they have.
     A server that fails is followed by the next one, which goes on with the answer where it stopped; with
     `resume="never"` (or AICORTEX_RESUME) an answer that broke off after text was delivered ends in
     StreamInterruptedError. With `hedge_after` seconds a second idle server is asked as well when the first token is
@@ -115,11 +128,23 @@ def chat(
     check_deadlines(limits, hedge_after)
     check_model(model, think, keep_alive)
     check_shape(tools, format)
-    resumes = check_resume(resume) if resume is not None else resumes_by_default()
-    route = plan(model, find_servers(servers))
+    if routing is not None:
+        check_routing(routing)
+    check_session(session)
+    fleet = find_fleet(servers)
+    resumes = check_resume(resume) if resume is not None else resumes_by_default(fleet.config)
+    route = plan(model, fleet, routing=routing, opening=opening_of(asked, session))
     question = Question(route.model, asked, think, chosen, keep_alive, [*tools] if tools else None, format)
     exchange = Exchange(
-        route.servers, question, deadlines=limits, digests=route.digests, resume=resumes, hedge_after=hedge_after
+        route.servers,
+        question,
+        deadlines=limits,
+        digests=route.digests,
+        names=route.names,
+        reasons=route.reasons,
+        resume=resumes,
+        hedge_after=hedge_after,
+        watch=route.watch,
     )
     if route.failures:
         exchange.refuse(route.failures)

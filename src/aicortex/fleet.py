@@ -1,26 +1,30 @@
-"""Which servers there are, and which models they have."""
+"""Which servers there are, and how to ask all of them at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from aicortex import settings
 from aicortex._core import faults
 from aicortex._core.failover import AttemptFailed, Failure
-from aicortex._core.ollama import BAD_JSON, full_name, version_of
+from aicortex._core.ollama import BAD_JSON
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.pool import call
-from aicortex.errors import AllServersFailedError, ModelNotFoundError
+from aicortex.errors import CredentialError
+from aicortex.registry.paths import data_path
+
+if TYPE_CHECKING:
+    from aicortex.registry.entries import ServerEntry, Snapshot
 
 ASK_SECONDS = 2.0  # how long a server may take to say which models it has
 GRACE_SECONDS = 0.25  # how long the others may still take once one server has the model
 FRESH_SECONDS = 60.0  # how long a server's list of models is believed
-EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert", "nomic-bert-moe", "gemma-embedding"})  # they cannot chat
 T = TypeVar("T")
 
 
@@ -47,43 +51,163 @@ class Tags(msgspec.Struct, frozen=True):
     models: list[Model] | None = None
 
 
-class FleetList(list[T]):
-    """A list that also says who did not answer: `unreachable` maps a server to its reason."""
-
-    def __init__(self, items: Iterable[T] = (), unreachable: dict[str, str] | None = None) -> None:
-        super().__init__(items)
-        self.unreachable = unreachable or {}
-
-
-_known: dict[Server, tuple[float, tuple[Model, ...] | Failure]] = {}  # when each was asked, and what it said
 _alive: dict[Server, float] = {}  # when the local Ollama last answered
 
 
-def find_servers(servers: Sequence[str | Server] | str | Server | None = None) -> list[Server]:
-    """Return the servers to use: those given, else AICORTEX_SERVERS, else the local Ollama, else the embedded engine.
+class Fleet(msgspec.Struct, frozen=True):
+    """The servers to choose from, in the order in which they were named.
 
-    Raises ValueError for what is no address.
+    `entries` say what the registry or a configuration file has about them. `is_ordered` tells that a call named them,
+    best first. `refused` maps those that are left out to the reason. `config` is what the configuration files say, and
+    `has_registry` whether there is a registry; both were looked at once.
     """
+
+    servers: list[Server]
+    entries: dict[Server, Any] = {}  # Any: of ServerEntry, whose module need not be loaded
+    is_ordered: bool = False
+    refused: dict[str, str] = {}
+    config: Any = None  # Any: of Config, whose module need not be loaded
+    has_registry: bool = False
+
+
+def find_servers(servers: Sequence[str | Server] | str | Server | None = None) -> list[Server]:
+    """Return the servers to use, as `find_fleet` finds them."""
+    return find_fleet(servers).servers
+
+
+def find_fleet(servers: Sequence[str | Server] | str | Server | None = None) -> Fleet:
+    """Return the servers to use and what is known of them.
+
+    They are those given (an address, a name from the registry, a `Server`), else AICORTEX_SERVERS, else those of the
+    registry and the configuration files, else the local Ollama, else the embedded engine. Raises ValueError for what is
+    no address, or when all registered ones lack their credentials, and RegistryError.
+    """
+    config, registry = settings.configuration(), has_registry()
+    is_needed = servers is None and not settings.names_servers()
+    stored = knowledge(is_needed=is_needed).servers if registry else ()
+    found = _found(servers, registered(stored, config=config))
+    return msgspec.structs.replace(found, config=config, has_registry=registry)
+
+
+def _found(servers: Sequence[str | Server] | str | Server | None, entries: Sequence[ServerEntry]) -> Fleet:
     if servers is not None:
         given = [servers] if isinstance(servers, str | Server) else list(servers)
         if not given or any(not item for item in given):
             raise ValueError("servers is empty: name at least one, or leave it out")
         if not all(isinstance(item, str | Server) for item in given):
             raise ValueError("servers is a list of addresses, such as ['desk:11434'], or of Server objects")
-        parsed = [item if isinstance(item, Server) else _parsed(item) for item in given]
-        return list(dict.fromkeys(parsed))
+        return _named(given, entries, is_ordered=True)
     configured = settings.configured_servers()
     if configured:
-        return list(dict.fromkeys(configured))
+        return _named(configured, entries)
+    if entries:
+        return _usable(fleet_of(entries))
     local = settings.local_server()
     if _answers(local):
-        return [local]
+        return Fleet([local])
     if settings.names_local_server():
         import warnings
 
         words = f"OLLAMA_HOST: {local.label} does not answer; the embedded engine is used instead"
-        warnings.warn(words, RuntimeWarning, stacklevel=3)
-    return [Server(EMBEDDED)]
+        warnings.warn(words, RuntimeWarning, stacklevel=5)
+    return Fleet([Server(EMBEDDED)])
+
+
+def registered(stored: Sequence[ServerEntry] | None = None, *, config: settings.Told = ...) -> list[ServerEntry]:
+    """Return the servers of the configuration files and of the registry, or those `stored` in another one.
+
+    Raises ValueError for a wrong file, and RegistryError.
+    """
+    if config is ...:
+        config = settings.configuration()
+    told = list(config.servers) if config else []
+    if stored is None:
+        stored = knowledge().servers if has_registry() else ()
+    urls = {entry.url for entry in told}
+    return [*told, *(entry for entry in stored if entry.url not in urls)]
+
+
+def has_registry() -> bool:
+    """Whether there is a registry: until a server is added there is none, and nothing is kept."""
+    return os.path.exists(data_path())
+
+
+def knowledge(*, is_needed: bool = True) -> Snapshot:
+    """Return what the registry knows; raises RegistryError, or warns if it is not needed."""
+    from aicortex.board import BOARD
+
+    return BOARD.knowledge(is_needed=is_needed)
+
+
+def _named(given: Sequence[str | Server], entries: Sequence[ServerEntry], *, is_ordered: bool = False) -> Fleet:
+    """Return servers that were named one by one; a name or an address of the registry brings what it knows."""
+    by_title = {title: entry for entry in entries for title in (entry.url, entry.name) if title}
+    found: dict[Server, Any] = {}
+    for item in given:
+        server = _parsed(item) if isinstance(item, str) and item not in by_title else item
+        entry = by_title.get(server.label if isinstance(server, Server) else server)
+        if isinstance(item, Server) and item.headers:
+            found[item] = entry
+        elif entry is not None:
+            found[_server_of(entry)] = entry
+        elif isinstance(server, Server):
+            found[server] = None
+    if any(entry is not None and entry.expand for entry in found.values()):
+        found = _expanded(found)
+    return Fleet(list(found), {server: entry for server, entry in found.items() if entry is not None}, is_ordered)
+
+
+def _usable(fleet: Fleet) -> Fleet:
+    """Return a fleet that has servers, with a warning about those that are left out; raises CredentialError."""
+    reasons = "; ".join(fleet.refused.values())
+    if not fleet.servers:
+        raise CredentialError(reasons)
+    if reasons:
+        import warnings
+
+        warnings.warn(f"left out: {reasons}", RuntimeWarning, stacklevel=5)
+    return fleet
+
+
+def fleet_of(entries: Sequence[ServerEntry]) -> Fleet:
+    """Return the servers that these entries stand for; those whose credentials are missing are `refused`."""
+    found: dict[Server, Any] = {}
+    refused: dict[str, str] = {}
+    for entry in entries:
+        try:
+            found[_server_of(entry)] = entry
+        except CredentialError as error:
+            refused[entry.url] = str(error)
+    if any(entry.expand for entry in found.values()):
+        found = _expanded(found)
+    return Fleet(list(found), found, refused=refused)
+
+
+_made: dict[str, tuple[ServerEntry, list[str | None], Server]] = {}  # servers by URL, and what they were made of
+
+
+def _server_of(entry: ServerEntry) -> Server:
+    """Return the server of an entry, made anew when its secrets have changed; raises CredentialError."""
+    variables = [os.environ.get(text.removeprefix("env:")) for text in (entry.api_key, *entry.headers.values())]
+    made = _made.get(entry.url)
+    if made is None or made[:2] != (entry, variables):
+        from aicortex.registry.credentials import server_of
+
+        made = _made[entry.url] = (entry, variables, server_of(entry))
+    return made[2]
+
+
+def _expanded(entries: dict[Server, Any]) -> dict[Server, Any]:
+    """Return the servers that each name stands for, all of them resolved at once."""
+    from aicortex._sync.names import expand
+
+    names = [server for server, entry in entries.items() if entry is not None and entry.expand]
+    found = survey(names, expand)
+    servers: dict[Server, Any] = {}
+    for server, entry in entries.items():
+        said = found.get(server, [server])
+        servers.update(dict.fromkeys([server] if isinstance(said, Failure) else said, entry))
+    return servers
 
 
 @lru_cache(maxsize=256)
@@ -107,7 +231,7 @@ def _answers(server: Server) -> bool:
 def catalogue(server: Server) -> tuple[Model, ...]:
     """Return the models a server says it has; raises AttemptFailed."""
     if server.scheme != EMBEDDED:
-        return _ask(server, "/api/tags")
+        return ask_models(server, "/api/tags")
     from aicortex.embedded import NOT_INSTALLED, is_available, model_name
 
     if not is_available():
@@ -115,7 +239,8 @@ def catalogue(server: Server) -> tuple[Model, ...]:
     return (Model(model_name()),)
 
 
-def _ask(server: Server, path: str) -> tuple[Model, ...]:
+def ask_models(server: Server, path: str) -> tuple[Model, ...]:
+    """Return what `/api/tags` or `/api/ps` of a server lists; raises AttemptFailed."""
     response = call(server, "GET", path, due=perf_counter() + ASK_SECONDS)
     if response.status == 200:
         try:
@@ -139,7 +264,7 @@ def survey(
     Once an answer is `enough`, or at once if `hurried`, the others get only a moment more.
     """
     if len(servers) == 1 and not hurried:
-        return {servers[0]: _outcome(servers[0], ask)}
+        return {servers[0]: outcome_of(servers[0], ask)}
     from queue import Empty, SimpleQueue  # one server, the usual case, needs neither
     from threading import Thread
 
@@ -147,7 +272,7 @@ def survey(
 
     def report(server: Server) -> None:
         try:
-            answers.put((server, _outcome(server, ask)))
+            answers.put((server, outcome_of(server, ask)))
         except Exception as error:  # whoever waits for the answer raises it
             answers.put((server, error))
 
@@ -169,207 +294,9 @@ def survey(
     return found
 
 
-def _outcome(server: Server, ask: Callable[[Server], T]) -> T | Failure:
+def outcome_of(server: Server, ask: Callable[[Server], T]) -> T | Failure:
+    """Return what a server says, or why it does not."""
     try:
         return ask(server)
     except AttemptFailed as error:
         return error.failure
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """Which model, and which servers in order of preference; `failures` when no server could be asked for one.
-
-    `digests` name the weights that each server has under this name, "" where it did not say.
-    """
-
-    model: str
-    servers: list[Server]
-    failures: list[Failure] = []
-    digests: list[str] = []
-
-
-def plan(model: str | None, servers: Sequence[Server]) -> Plan:
-    """Choose the model if none is named, and put the servers that have it first, in their order.
-
-    Raises ModelNotFoundError when every server answered and none has it. Servers that did not answer stand behind
-    those that have it, and those that said they have not come last.
-    """
-    model = model or settings.default_model()
-    found = _known_or_asked(servers, model)
-    lists = {server: models for server, models in found.items() if not isinstance(models, Failure)}
-    failures = [outcome for outcome in found.values() if isinstance(outcome, Failure)]
-    if model is None:
-        model = next((m.name for models in lists.values() for m in models if _can_chat(m)), None)
-    if model is None and not lists:
-        return Plan("", list(servers), failures)
-    having = [server for server, models in lists.items() if model is not None and _has(models, model)]
-    if model is None or (not having and not failures):
-        raise _not_found(model, lists)
-    silent = [server for server in servers if server not in lists]
-    lacking = [server for server in lists if having and server not in having]
-    order = [*having, *silent, *lacking]
-    return Plan(model, order, digests=[_digest(lists.get(server, ()), model) for server in order])
-
-
-def _digest(models: Sequence[Model], name: str) -> str:
-    return next((model.digest for model in models if full_name(model.name) == full_name(name)), "")
-
-
-def _noted(server: Server) -> tuple[Model, ...]:
-    """Ask a server and remember what it says, even if nobody waits for it any more."""
-    models = catalogue(server)
-    _known[server] = (perf_counter(), models)
-    return models
-
-
-def _known_or_asked(servers: Sequence[Server], model: str | None) -> dict[Server, tuple[Model, ...] | Failure]:
-    """Return what each server has or why it did not say, asking those of which nothing fresh is known.
-
-    When nobody is known to have the model, all are asked again: it may have been pulled since.
-    """
-    now = perf_counter()
-    fresh = {server: known for server in servers if (known := _known.get(server)) and now - known[0] < FRESH_SECONDS}
-    has_it = any(not isinstance(known, Failure) and _has(known, model) for _, known in fresh.values())
-    unknown = [server for server in servers if not has_it or server not in fresh]
-    if unknown:
-        asked = survey(unknown, _noted, enough=lambda models: _has(models, model), hurried=has_it)
-        fresh.update({server: (now, outcome) for server, outcome in asked.items()})
-        _known.update({server: fresh[server] for server in unknown})
-    return {server: fresh[server][1] for server in servers}
-
-
-def _has(models: Iterable[Model], model: str | None) -> bool:
-    """Whether the model is among these; any that can chat will do when none is named."""
-    if model is None:
-        return any(_can_chat(known) for known in models)
-    wanted = full_name(model)
-    return any(full_name(known.name) == wanted for known in models)
-
-
-def _can_chat(model: Model) -> bool:
-    return model.details.family not in EMBEDDING_FAMILIES
-
-
-def _not_found(model: str | None, lists: dict[Server, tuple[Model, ...]]) -> ModelNotFoundError:
-    names = list(dict.fromkeys(known.name for models in lists.values() for known in models))
-    asked = ", ".join(server.label for server in lists)
-    if model is None:
-        words = f"no model to use on {asked}: pull one, for example with 'ollama pull llama3.2'"
-        return ModelNotFoundError(words, available=names)
-    from difflib import get_close_matches
-
-    by_lower = {name.lower(): name for name in names}
-    matches = [by_lower[name] for name in get_close_matches(model.lower(), by_lower, n=3, cutoff=0.5)]
-    hint = f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
-    has = f"available: {', '.join(names)}" if names else "it has no models at all"
-    named = " (from AICORTEX_MODEL)" if model == settings.default_model() else ""
-    words = f"model {model!r}{named} not found on {asked}{hint} ({has})"
-    return ModelNotFoundError(words, model=model, available=names, matches=matches)
-
-
-def models(*, servers: Sequence[str | Server] | None = None) -> FleetList[str]:
-    """Return the names of the models that the servers have now, each once, in the order of the servers.
-
-    All servers are asked at once and have 2 s; `.unreachable` of the list maps those that did not answer to the
-    reason. Raises AllServersFailedError when none answered.
-    """
-    found = _fresh_survey(find_servers(servers))
-    names = dict.fromkeys(model.name for _, listed in _answered(found) for model in listed)
-    return FleetList(names, _unreachable(found))
-
-
-def list_model_servers(model: str, *, servers: Sequence[str | Server] | None = None) -> FleetList[dict[str, Any]]:
-    """Return the servers that have a model now, as dictionaries; Any because they are JSON.
-
-    Keys: `url` (without secrets), `model`, `digest`, `size` (bytes), `parameter_size`, `quantization`, `loaded`
-    (whether it is in memory). Raises AllServersFailedError when no server answered; a model nobody has gives an
-    empty list. `.unreachable` is as in `models`.
-    """
-    if not isinstance(model, str) or not model.strip():
-        raise ValueError("model must be a model's name, such as 'llama3.2:3b'")
-    found = _fresh_survey(find_servers(servers))
-    having = {s: m for s, listed in _answered(found) for m in listed if full_name(m.name) == full_name(model)}
-    loaded = survey(list(having), _loaded_names) if having else {}
-    rows = [_row(server, entry, loaded[server]) for server, entry in having.items()]
-    return FleetList(rows, _unreachable(found))
-
-
-def _fresh_survey(servers: Sequence[Server]) -> dict[Server, tuple[Model, ...] | Failure]:
-    found = survey(servers, catalogue)
-    if all(isinstance(outcome, Failure) for outcome in found.values()):
-        each = "; ".join(f"{label}: {reason}" for label, reason in _unreachable(found).items())
-        raise AllServersFailedError(f"All servers failed: {each}")
-    return found
-
-
-def _answered(found: dict[Server, tuple[Model, ...] | Failure]) -> list[tuple[Server, tuple[Model, ...]]]:
-    return [(server, outcome) for server, outcome in found.items() if not isinstance(outcome, Failure)]
-
-
-def _unreachable(found: dict[Server, tuple[Model, ...] | Failure]) -> dict[str, str]:
-    return {server.label: outcome.message for server, outcome in found.items() if isinstance(outcome, Failure)}
-
-
-def _loaded_names(server: Server) -> frozenset[str]:
-    if server.scheme == EMBEDDED:
-        return frozenset()
-    return frozenset(full_name(model.name) for model in _ask(server, "/api/ps"))
-
-
-def _row(server: Server, model: Model, loaded: frozenset[str] | Failure) -> dict[str, Any]:  # Any: JSON
-    return {
-        "url": server.label,
-        "model": model.name,
-        "digest": model.digest,
-        "size": model.size,
-        "parameter_size": model.details.parameter_size,
-        "quantization": model.details.quantization_level,
-        "loaded": not isinstance(loaded, Failure) and full_name(model.name) in loaded,
-    }
-
-
-def list_models(*, servers: Sequence[str | Server] | None = None) -> FleetList[dict[str, Any]]:
-    """Return every model of every server, as dictionaries like those of `list_model_servers`; Any: they are JSON.
-
-    Raises AllServersFailedError when no server answered; `.unreachable` is as in `models`.
-    """
-    found = _fresh_survey(find_servers(servers))
-    answered = dict(_answered(found))
-    loaded = survey(list(answered), _loaded_names)
-    rows = [_row(server, model, loaded[server]) for server, listed in answered.items() for model in listed]
-    return FleetList(rows, _unreachable(found))
-
-
-def list_servers(*, servers: Sequence[str | Server] | None = None) -> FleetList[dict[str, Any]]:
-    """Return the servers in use and how they are, as dictionaries; Any because they are JSON.
-
-    Keys: `url` (without secrets), `answers`, `version`, `round_trip` (seconds for `/api/version` over an open
-    connection), `models` (how many), `loaded` (names of those in memory). What a server did not say is None; of the
-    embedded engine, which is not started for this, version and round trip. `.unreachable` is as in `models`.
-    """
-    found = survey(find_servers(servers), _health)
-    rows = [
-        {"url": server.label, "answers": False, "version": None, "round_trip": None, "models": None, "loaded": None}
-        if isinstance(health, Failure)
-        else {"url": server.label, "answers": True, **health}
-        for server, health in found.items()
-    ]
-    failures = {server.label: health.message for server, health in found.items() if isinstance(health, Failure)}
-    return FleetList(rows, failures)
-
-
-def _health(server: Server) -> dict[str, Any]:  # Any: JSON
-    listed = catalogue(server)
-    if server.scheme == EMBEDDED:
-        return {"version": None, "round_trip": None, "models": len(listed), "loaded": []}
-    began = perf_counter()
-    version = _version(server)
-    round_trip = perf_counter() - began
-    in_memory = _outcome(server, lambda server: _ask(server, "/api/ps"))  # not every server knows this path
-    loaded = None if isinstance(in_memory, Failure) else [model.name for model in in_memory]
-    return {"version": version, "round_trip": round_trip, "models": len(listed), "loaded": loaded}
-
-
-def _version(server: Server) -> str | None:
-    response = call(server, "GET", "/api/version", due=perf_counter() + ASK_SECONDS)
-    return version_of(b"".join(response.body)) or None

@@ -6,7 +6,7 @@ import os
 from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -17,10 +17,12 @@ MessageDict: TypeAlias = Mapping[str, Any]  # Any: JSON of the caller's making
 Options: TypeAlias = Mapping[str, Any]  # Any: whatever the server's runner takes
 Tool: TypeAlias = dict[str, Any]  # Any: a JSON schema
 Format: TypeAlias = "str | dict[str, Any]"  # Any: a JSON schema
+Routing: TypeAlias = Literal["balanced", "fastest", "nearest", "priority", "round_robin", "random", "order"]
 ROLES = ("system", "user", "assistant", "tool")
 RESUME = ("continue", "never")
 THINK = (None, True, False, "low", "medium", "high")
 LONGEST_SECONDS = 1_000_000  # eleven days; the system's own timers overflow somewhere above
+OPENING_CHARACTERS = 2000  # a prompt that begins alike for so long is worth a server that has evaluated it before
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 
 
@@ -46,6 +48,24 @@ def collect_messages(
             raise ValueError("images belong to a user's message: give a prompt")
         target["images"] = [*target.get("images", ()), *map(_image, images)]
     return asked
+
+
+def opening_of(messages: Sequence[MessageDict], session: str | None) -> tuple[str, bool]:
+    """Return what stands for a conversation, and whether a server that knows it is better than another.
+
+    That is the name of its session, or else how it begins: up to the user's first message, 2000 characters at most. A
+    short question that begins nothing gains little from a server's cache.
+    """
+    if session is not None:
+        return f"session {session}", True
+    parts: list[str] = []
+    for message in messages:
+        parts.append(f"{message['role']} {message.get('content') or ''}"[:OPENING_CHARACTERS])
+        if message["role"] == "user":
+            break
+    opening = "\n".join(parts)[:OPENING_CHARACTERS]
+    goes_on = any(message["role"] == "assistant" for message in messages)
+    return opening, goes_on or len(opening) >= OPENING_CHARACTERS
 
 
 def _text(name: str, value: str) -> str:
@@ -154,6 +174,21 @@ def check_shape(tools: Sequence[Tool] | None, format: Format | None) -> None:
 def _is_tool(tool: object) -> bool:
     function = tool.get("function") if isinstance(tool, dict) else None
     return isinstance(function, dict) and isinstance(function.get("name"), str)
+
+
+def check_routing(value: str) -> str:
+    """Return a strategy's name; raises ValueError."""
+    from aicortex._core.routing import STRATEGIES
+
+    if value not in STRATEGIES:
+        raise ValueError(f"routing must be one of {', '.join(STRATEGIES)}, not {value!r}")
+    return value
+
+
+def check_session(value: str | None) -> None:
+    """Raise ValueError for what names no session."""
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise ValueError("session must be text that is not empty: whatever names the conversation")
 
 
 def check_resume(resume: str) -> bool:

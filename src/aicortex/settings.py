@@ -1,22 +1,44 @@
-"""Settings from the environment, read when they are needed and validated once.
+"""Settings from the environment and from `aicortex.toml`, read when they are needed and validated once.
 
     AICORTEX_SERVERS   servers to use, separated by commas or spaces
     AICORTEX_API_KEY   sent as `Authorization: Bearer …` to the servers in AICORTEX_SERVERS that have no own credentials
     AICORTEX_MODEL     the model when none is named
+    AICORTEX_ROUTING   which server is asked first: a strategy of `aicortex._core.routing`
+    AICORTEX_LOCATION  where this machine is, for the strategy "nearest"
     AICORTEX_RESUME    "continue" or "never": what becomes of an answer that breaks off, when a call does not say
+    AICORTEX_CONFIG    the configuration file to read, and AICORTEX_DATA_DIR the registry's folder: see `registry.paths`
     OLLAMA_HOST        the local Ollama's address, in all of Ollama's spellings
     OLLAMA_API_KEY     sent as `Authorization: Bearer …` to the server at OLLAMA_HOST
     HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY   as everywhere; never used for this machine itself
 
-The embedded engine has its own: see `aicortex.embedded`.
+A variable goes before what the file says. The embedded engine has its own: see `aicortex.embedded`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from aicortex._core.server import Server, parse_address
-from aicortex.request import check_resume
+from aicortex.registry.paths import config_paths
+from aicortex.request import check_resume, check_routing
+
+if TYPE_CHECKING:
+    from types import EllipsisType
+
+    from aicortex.registry.config import Config
+
+    Told: TypeAlias = Config | EllipsisType | None  # what the configuration says, if it was read before
+
+
+def configuration() -> Config | None:
+    """Return what the configuration files say, None where there is none; raises ValueError that names file and key."""
+    if not config_paths():
+        return None
+    from aicortex.registry.config import read_config  # TOML takes 15 ms to import
+
+    return read_config()
 
 
 def configured_servers() -> tuple[Server, ...]:
@@ -26,6 +48,11 @@ def configured_servers() -> tuple[Server, ...]:
         return tuple(_with_key(word, os.environ.get("AICORTEX_API_KEY")) for word in words)
     except ValueError as error:
         raise ValueError(f"AICORTEX_SERVERS: {error}") from None
+
+
+def names_servers() -> bool:
+    """Whether AICORTEX_SERVERS names any."""
+    return bool(os.environ.get("AICORTEX_SERVERS", "").strip(", "))
 
 
 def local_server() -> Server:
@@ -41,14 +68,35 @@ def names_local_server() -> bool:
     return bool(os.environ.get("OLLAMA_HOST", "").strip())
 
 
-def default_model() -> str | None:
-    """Return the model to use when none is named, if the environment has one."""
-    return os.environ.get("AICORTEX_MODEL", "").strip() or None
+def default_model(config: Told = ...) -> str | None:
+    """Return the model to use when none is named, if the environment or the configuration has one."""
+    return _said("AICORTEX_MODEL", "model", config) or None
 
 
-def resumes_by_default() -> bool:
+def default_routing(config: Told = ...) -> str | None:
+    """Return the strategy when a call does not say, if there is one; raises ValueError that names the variable."""
+    said = _said("AICORTEX_ROUTING", "routing", config).lower()
+    try:
+        return check_routing(said) if said else None
+    except ValueError as error:
+        raise ValueError(f"AICORTEX_ROUTING: {error}") from None
+
+
+def location(config: Told = ...) -> str:
+    """Return where this machine is, "" when nobody said."""
+    return _said("AICORTEX_LOCATION", "location", config)
+
+
+def models_meant(name: str, config: Told = ...) -> Sequence[str]:
+    """Return the models that a name stands for, in order of preference: itself, if it is no alias."""
+    if config is ...:
+        config = configuration()
+    return (config.aliases.get(name) if config else None) or (name,)
+
+
+def resumes_by_default(config: Told = ...) -> bool:
     """Return whether AICORTEX_RESUME wants broken answers continued, as is the default; raises ValueError."""
-    value = os.environ.get("AICORTEX_RESUME", "").strip().lower() or "continue"
+    value = _said("AICORTEX_RESUME", "resume", config).lower() or "continue"
     try:
         return check_resume(value)
     except ValueError as error:
@@ -72,6 +120,16 @@ def proxy_for(server: Server) -> Server | None:
     if proxy.scheme != "http":
         raise ValueError(f"the {server.scheme}_proxy variable: only http:// proxies are spoken to, not {proxy.label}")
     return proxy
+
+
+def _said(variable: str, key: str, config: Told) -> str:
+    """Return what a variable or else the configuration says."""
+    value = os.environ.get(variable, "").strip()
+    if value:
+        return value
+    if config is ...:
+        config = configuration()
+    return getattr(config, key) if config else ""
 
 
 def _with_key(address: str, key: str | None) -> Server:

@@ -126,3 +126,24 @@ def test_loopback(host: str, loopback: bool) -> None:
 def test_parts() -> None:
     """An address has five parts."""
     assert parse_address("https://u:p@h:1/x/") == ("https", "u:p", "h", 1, "/x")
+
+
+def test_an_error_shows_no_query() -> None:
+    """A query may hold a key, so what is wrong with an address is told without it."""
+    with pytest.raises(ValueError, match="no server address") as raised:
+        Server("http://desk:11434/?key=sesame")
+    assert "sesame" not in str(raised.value)
+
+
+def test_one_address_of_a_name() -> None:
+    """A server at an address is labelled by it, called by its name, and no other server."""
+    name = Server("https://pods.example/ollama", api_key="sesame")
+    one = name.at("10.0.0.1")
+    assert (one.label, one.host, one.netloc, one.headers) == (
+        "https://10.0.0.1:443/ollama",
+        "pods.example",
+        "pods.example:443",
+        name.headers,
+    )
+    assert one == name.at("10.0.0.1")
+    assert len({name, one, name.at("10.0.0.2"), Server("https://10.0.0.1/ollama", api_key="sesame")}) == 4

@@ -91,16 +91,16 @@ def test_the_probes_are_asked_one_by_one() -> None:
     """The model's loads first, then the version, both of the server that is late."""
     current = attempt(2)
     wanting = state(current, wants=PROBES)
-    assert beside(wanting, current, NEVER, QUESTION, 130.0, 10.0) == Connect(2, LOADED, ASK_LOADED, beside=True)
+    assert beside(wanting, current, NEVER, 130.0, 10.0) == Connect(2, LOADED, ASK_LOADED, beside=True)
     second = replace(wanting, wants=PROBES[1:])
-    assert beside(second, current, NEVER, QUESTION, 130.0, 10.0) == Connect(2, VERSION, ASK_ALIVE, beside=True)
-    assert beside(replace(wanting, wants=()), current, NEVER, QUESTION, 130.0, 10.0) is None
+    assert beside(second, current, NEVER, 130.0, 10.0) == Connect(2, VERSION, ASK_ALIVE, beside=True)
+    assert beside(replace(wanting, wants=()), current, NEVER, 130.0, 10.0) is None
 
 
 def test_probes_go_before_a_second_server() -> None:
     """They decide whether the first one is left."""
     current = attempt()
-    step = beside(state(current, wants=PROBES), current, hedge(2.0), QUESTION, 130.0, 10.0)
+    step = beside(state(current, wants=PROBES), current, hedge(2.0), 130.0, 10.0)
     assert step is not None
     assert step.task == ASK_LOADED
 
@@ -159,8 +159,8 @@ def test_a_second_server_is_asked_when_it_is_time() -> None:
     current = attempt()
     now = state(current)
     assert hedge(2.0).due(now, current, 10.0) == 12.0
-    assert beside(now, current, hedge(2.0), QUESTION, 11.9, 10.0) is None
-    assert beside(now, current, hedge(2.0), QUESTION, 12.0, 10.0) == Connect(1, QUESTION.chat(), beside=True)
+    assert beside(now, current, hedge(2.0), 11.9, 10.0) is None
+    assert beside(now, current, hedge(2.0), 12.0, 10.0) == Connect(1, QUESTION.chat(), beside=True)
 
 
 def test_who_comes_late_looks_first() -> None:
@@ -169,9 +169,9 @@ def test_who_comes_late_looks_first() -> None:
     now = state(current)
     assert hedge(2.0).due(now, current, 11.0) == 12.0
     assert hedge(2.0).due(now, current, 50.0) == 50.0 + GLANCE_SECONDS
-    assert beside(now, current, hedge(2.0), QUESTION, 50.0, 50.0) is None
+    assert beside(now, current, hedge(2.0), 50.0, 50.0) is None
     step = Connect(1, QUESTION.chat(), beside=True)
-    assert beside(now, current, hedge(2.0), QUESTION, 50.0 + GLANCE_SECONDS, 50.0) == step
+    assert beside(now, current, hedge(2.0), 50.0 + GLANCE_SECONDS, 50.0) == step
     assert hedge(0.0).due(now, current, 10.0) == 10.0 + GLANCE_SECONDS
 
 
@@ -179,15 +179,15 @@ def test_a_second_server_is_never_asked_without_being_told_to() -> None:
     """It costs another's time, so it is off unless wanted."""
     current = attempt()
     assert NEVER.due(state(current), current, 10.0) is None
-    assert beside(state(current), current, NEVER, QUESTION, 1e6, 10.0) is None
+    assert beside(state(current), current, NEVER, 1e6, 10.0) is None
 
 
 def test_only_an_idle_server_is_asked() -> None:
     """One that is answering others would answer all of them later."""
     current = attempt()
-    step = beside(state(current), current, hedge(2.0, lambda number: number == 2), QUESTION, 12.0, 10.0)
+    step = beside(state(current), current, hedge(2.0, lambda number: number == 2), 12.0, 10.0)
     assert step == Connect(2, QUESTION.chat(), beside=True)
-    assert beside(state(current), current, hedge(2.0, lambda _: False), QUESTION, 12.0, 10.0) is None
+    assert beside(state(current), current, hedge(2.0, lambda _: False), 12.0, 10.0) is None
 
 
 def test_no_server_is_asked_twice() -> None:
@@ -195,11 +195,11 @@ def test_no_server_is_asked_twice() -> None:
     current = attempt(1)
     failed = state(current)
     failed = replace(failed, failover=failed.failover.record(0, Failure("refused", "connect", ""), 10.0))
-    step = beside(failed, current, hedge(2.0), QUESTION, 12.0, 10.0)
+    step = beside(failed, current, hedge(2.0), 12.0, 10.0)
     assert step is not None
     assert step.server == 2
     alone = state(attempt(), servers=1)
-    assert beside(alone, attempt(), hedge(2.0), QUESTION, 12.0, 10.0) is None
+    assert beside(alone, attempt(), hedge(2.0), 12.0, 10.0) is None
 
 
 def test_there_are_never_three() -> None:
@@ -207,7 +207,7 @@ def test_there_are_never_three() -> None:
     current = attempt(is_hedged=True)
     assert hedge(2.0).due(state(current, attempt(1)), current, 10.0) is None
     assert hedge(2.0).due(state(current), current, 10.0) is None
-    assert beside(state(current), current, hedge(2.0), QUESTION, 100.0, 10.0) is None
+    assert beside(state(current), current, hedge(2.0), 100.0, 10.0) is None
     assert next_due(state(current), current, hedge(2.0), 11.0, 10.0) == 130.0
 
 
@@ -227,4 +227,4 @@ def test_the_budget_bounds_second_servers() -> None:
         assert bounded.due(state(current), current, 10.0) == 12.0
         bounded.budget.spend()
     assert bounded.due(state(current), current, 10.0) is None
-    assert beside(state(current), current, bounded, QUESTION, 12.0, 10.0) is None
+    assert beside(state(current), current, bounded, 12.0, 10.0) is None

@@ -18,8 +18,9 @@ from aicortex import AllServersFailedError, Server, Stream, StreamCancelledError
 from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
 from aicortex._sync import client
-from aicortex._sync.client import IN_FLIGHT, Exchange
+from aicortex._sync.client import Exchange
 from aicortex._sync.connection import Connection, wait_for_any
+from aicortex.in_flight import count
 from aicortex.testing import Answer, FakeServer, Hang, InBandError, Loading, Request, Reset, Status
 
 TEXT = "Tides rise because the moon pulls the water on its side of the Earth more than the Earth itself."
@@ -43,8 +44,7 @@ def posted(server: FakeServer) -> list[Request]:
 
 def under_way(server: FakeServer) -> int:
     """Return how many requests this process has under way at a server."""
-    links = IN_FLIGHT.get(Server(server.url, verify=False), ())
-    return sum(link() is not None for link in links)
+    return count(server.url)
 
 
 def metas(stream: Stream) -> list[dict[str, Any]]:

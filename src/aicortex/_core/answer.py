@@ -19,7 +19,7 @@ from itertools import takewhile
 from msgspec.structs import replace
 
 from aicortex._core import faults
-from aicortex._core.failover import Deadlines, Failover, Failure, Wait
+from aicortex._core.failover import Attempt, Deadlines, Failover, Failure, Wait
 from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
 from aicortex._core.ladder import ASK_ANSWER, Memory, Step
@@ -40,10 +40,11 @@ RELEASED_PIECES = 1024  # decoded pieces of a body that may wait to be dropped
 class Answer(Waiting):
     """The state machine of one answer; pure, so every method is given the time.
 
-    `servers` are in order of preference, `digests` name their weights ("" where unknown), `resume` says whether an
-    answer that broke off is continued. `log` holds the events and only grows. `steady` says that chunks are coming
-    and only the silence between them counts: the front end may read on without asking for the next step. `spare` is
-    the reply that said it was done, although the last bytes of its framing may still be on their way.
+    `servers` are in order of preference, `reasons` say why; `digests` name their weights ("" where unknown), `names`
+    the model on each if it is not the question's on all. `resume` says whether an answer that broke off is continued.
+    `log` holds the events and only grows. `steady` says that chunks are coming and only the silence between them
+    counts: the front end may read on without asking for the next step. `spare` is the reply that said it was done,
+    although the last bytes of its framing may still be on their way.
     """
 
     __slots__ = ("_is_open", "_released", "spare")
@@ -57,6 +58,8 @@ class Answer(Waiting):
         now: float,
         wall: float,
         digests: Sequence[str] = (),
+        names: Sequence[str] = (),
+        reasons: Sequence[str] = (),
         memory: Memory | None = None,
         resume: bool = True,
         hedge: Hedge | None = None,
@@ -68,6 +71,8 @@ class Answer(Waiting):
             now=now,
             wall=wall,
             digests=digests or [""] * len(servers),
+            names=names,
+            reasons=reasons,
             memory={} if memory is None else memory,
             resume=resume,
         )
@@ -81,6 +86,11 @@ class Answer(Waiting):
     def outcome(self) -> Result | AICortexError | None:
         """How the answer ended, or None while it runs."""
         return self._state.outcome
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts that are over."""
+        return self._state.attempts
 
     @property
     def failover(self) -> Failover:
@@ -109,7 +119,7 @@ class Answer(Waiting):
         if heard is None and not _is_refusal(current.response):
             if state.failover.is_late(now):
                 return Read(now)
-            aside = beside(state, current, self._hedge, self._question, now, since)
+            aside = beside(state, current, self._hedge, now, since)
             return aside or Read(next_due(state, current, self._hedge, now, since))
         return Read(state.failover.chunk_due(since if heard is None else max(since, heard)))
 

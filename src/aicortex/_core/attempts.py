@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from msgspec.structs import asdict, replace
 
@@ -26,7 +27,7 @@ RUNG_KINDS = frozenset({"rejected", "denied", "bad_response", "diverged"})  # an
 class Attempts(Journal):
     """The part of an answer that knows its servers and what became of them."""
 
-    __slots__ = ("_question", "_resume", "_servers", "_since", "steady")
+    __slots__ = ("_question", "_reasons", "_resume", "_servers", "_since", "steady")
 
     def __init__(
         self,
@@ -37,15 +38,18 @@ class Attempts(Journal):
         now: float,
         wall: float,
         digests: Sequence[str],
+        names: Sequence[str],
+        reasons: Sequence[str],
         memory: Memory,
         resume: bool,
     ) -> None:
-        ladder = Ladder(question, tuple(digests), memory)
+        ladder = Ladder(question, tuple(digests), memory, tuple(names))
         failover = Failover(tuple(range(len(servers))), deadlines, now, now)
         start = StreamEvent("start", "", meta={"model": question.model}, timestamp=wall)
         super().__init__(State(failover, ladder, now), start, zero=wall - now)
         self._servers = servers
         self._question = question
+        self._reasons = reasons
         self._resume = resume
         self._since = now
         self.steady = False
@@ -132,10 +136,21 @@ class Attempts(Journal):
             seconds=now - began,
             status=status,
             rung=failed.rung,
+            why=self._why(failed.server),
+            first_token=self._first_token(began, self.log) if isinstance(failed, Try) else None,
+            retry_after=failure.retry_after,
         )
         meta = asdict(attempt)
         del meta["message"]
         return attempt, self._event("error", now, f"{attempt.server}: {attempt.message}", meta)
+
+    def _why(self, server: int) -> str:
+        return self._reasons[server] if self._reasons else ""
+
+    def _first_token(self, began: float, seen: Sequence[StreamEvent]) -> float | None:
+        """Return how long the attempt under way took to give the first piece of the answer, if it gave any."""
+        first = next(filter(_is_content, islice(seen, self._state.mark, None)), None)
+        return None if first is None or first.timestamp is None else max(first.timestamp - self._zero - began, 0.0)
 
     def _prospect(self, current: Try) -> tuple[Ladder, Failover]:
         """Return ladder and walk as they are once the attempt under way is over."""
@@ -168,7 +183,9 @@ class Attempts(Journal):
         length, seconds = len(ladder.delivered.text), now - current.began
         phase = faults.STREAM if self._progress.shown else faults.FIRST_TOKEN
         status = current.response.status if current.response.started else None
-        left = Attempt(label, "moved", phase, "", length, True, seconds, status, current.rung)
+        left = Attempt(
+            label, "moved", phase, "", length, True, seconds, status, current.rung, self._why(current.server)
+        )
         event = self._event("meta", now, "", {"kind": "moved", "server": label})
         attempts = (*state.attempts, left)
         failover = replace(failover.later(current.server, now), waiting=now)
@@ -212,12 +229,14 @@ class Attempts(Journal):
         state, seen, end = self._state, [*self.log, *events], now + self._zero
         whole = Delivered.of(seen)
         label, seconds = self._servers[current.server].label, now - current.began
-        done = Attempt(label, "ok", faults.STREAM, "", len(whole.text), False, seconds, 200, current.rung)
+        why, first = self._why(current.server), self._first_token(current.began, seen)
+        done = Attempt(label, "ok", faults.STREAM, "", len(whole.text), False, seconds, 200, current.rung, why, first)
         spent = state.ladder.delivered.chunks if current.rung in (RAW, PREFILL) else 0
         if self._question.is_full(spent):
             final = replace(final, eval_count=0)  # its one token was not delivered
         attempts = (*state.attempts, done)
-        result = result_of(seen, whole, final, model=self._question.model, attempts=attempts, end=end, spent=spent)
+        model = state.ladder.asked(current.server).model
+        result = result_of(seen, whole, final, model=model, attempts=attempts, end=end, spent=spent)
         stats = {"kind": "stats", "server": result.server, "usage": result.usage, "timings": result.timings}
         meta = {name: getattr(result, name) for name in ("finish_reason", "usage", "timings", "model", "server")}
         meta["attempts"] = [asdict(attempt) for attempt in attempts]

@@ -72,7 +72,9 @@ class Attempt(msgspec.Struct, frozen=True):
 
     `server` is the URL without secrets; `kind` is "ok" for the attempt that finished the answer; `delivered` counts
     the characters of the whole answer delivered when the attempt ended; `seconds` is how long it took. `rung` is how it
-    went on with an answer that had broken off: "raw", "prefill", "replay", "restart", or "" when nothing had.
+    went on with an answer that had broken off: "raw", "prefill", "replay", "restart", or "" when nothing had. `why`
+    says why the server was chosen when it was, `first_token` after how many seconds it gave the first piece,
+    `retry_after` how many seconds a busy one asked for.
     """
 
     server: str
@@ -84,6 +86,9 @@ class Attempt(msgspec.Struct, frozen=True):
     seconds: float
     status: int | None = None
     rung: str = ""
+    why: str = ""
+    first_token: float | None = None
+    retry_after: float | None = None
 
 
 class Wait(msgspec.Struct, frozen=True):

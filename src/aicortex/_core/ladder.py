@@ -42,13 +42,15 @@ class Step(msgspec.Struct, frozen=True):
 class Ladder(msgspec.Struct, frozen=True):
     """How far the servers have come with an answer; a value, so each change returns the next one.
 
-    `digests` name the weights of each server, "" where unknown. `memory` is shared between answers. `origin` is the
+    `digests` name the weights of each server, "" where unknown, `names` the model where it is another one than the
+    question's. `memory` is shared between answers. `origin` is the
     server whose weights the text came from, `mixed` says that others had a part in it.
     """
 
     question: Question
     digests: tuple[str, ...]
     memory: Memory
+    names: tuple[str, ...] = ()
     delivered: Delivered = Delivered()
     origin: int | None = None
     mixed: bool = False
@@ -63,6 +65,10 @@ class Ladder(msgspec.Struct, frozen=True):
         if mine and theirs:
             return mine == theirs and not self.mixed
         return None
+
+    def asked(self, server: int) -> Question:
+        """Return the question as this server is asked it: it may have the model under another name."""
+        return msgspec.structs.replace(self.question, model=self.names[server]) if self.names else self.question
 
     def ways(self, server: int) -> list[str]:
         """Return the rungs left at a server, best first."""
@@ -85,12 +91,13 @@ class Ladder(msgspec.Struct, frozen=True):
             return None
         rung = ways[0]
         if rung not in (RAW, PREFILL):
-            return Step(self.question.chat(), rung=rung)
+            return Step(self.asked(server).chat(), rung=rung)
         if server not in self.versions:
             return Step(VERSION, ASK_VERSION, rung)
         if rung == RAW:
-            return Step(self.question.render(), ASK_RENDER, rung)
-        return Step(self.question.render(self.delivered.text, self.delivered.thinking), ASK_RENDER, rung)
+            return Step(self.asked(server).render(), ASK_RENDER, rung)
+        begun = self.delivered
+        return Step(self.asked(server).render(begun.text, begun.thinking), ASK_RENDER, rung)
 
     def order(self, servers: Iterable[int]) -> dict[int, int]:
         """Return the servers that can go on, with a rank: the same weights first, then unknown ones, then others."""
@@ -133,7 +140,7 @@ class Ladder(msgspec.Struct, frozen=True):
         return self._rendered(server, rung, reply)
 
     def _rendered(self, server: int, rung: str, reply: Rendered) -> tuple[Ladder, Step | None]:
-        delivered, question = self.delivered, self.question
+        delivered, question = self.delivered, self.asked(server)
         prompt = None if reply.debug is None else reply.debug.rendered_template
         if prompt is None:  # something in front of it dropped the flag
             ladder = self.without(server, RAW, PREFILL)

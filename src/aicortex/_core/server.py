@@ -19,12 +19,14 @@ class Server:
     `api_key` becomes `Authorization: Bearer …`, user info in the URL `Authorization: Basic …`; `headers` are sent
     as given. `verify=False` accepts any certificate, `ca_file` (PEM) adds an authority, `client_cert` is a PEM file
     with certificate and key. `label` names the server without secrets, as `repr` and every error do.
+    `address` is the IP address that `at` chose, else "".
     Raises ValueError for what is no address.
     """
 
     __slots__ = (
         "_hash",
         "_key",
+        "address",
         "ca_file",
         "client_cert",
         "headers",
@@ -66,15 +68,29 @@ class Server:
             _check_header(name, value)
         self.headers = tuple(sent.items())
         self.secrets = _secrets_of(userinfo, api_key, sent)
+        self.address = ""
         self.label = EMBEDDED if scheme == EMBEDDED else f"{scheme}://{self.netloc}{self.path}"
-        self._key = (self.label, self.headers, verify, ca_file, client_cert)
+        self._key: tuple[object, ...] = (self.label, self.headers, verify, ca_file, client_cert)
         self._hash = hash(self._key)
+
+    def at(self, address: str) -> Server:
+        """Return the server at one of the addresses that this one's name stands for, as an IP literal.
+
+        It is connected to there, and called and checked by its name; the address stands in its label.
+        """
+        from copy import copy
+
+        one = copy(self)
+        one.address = address
+        one.label = f"{self.scheme}://{_joined(address, self.port)}{self.path}"
+        one._key = (one.label, self.host, *self._key[1:])
+        one._hash = hash(one._key)
+        return one
 
     @property
     def netloc(self) -> str:
         """Host and port as they stand in a URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return _joined(self.host, self.port)
 
     @property
     def is_loopback(self) -> bool:
@@ -96,6 +112,10 @@ class Server:
 
     def __hash__(self) -> int:
         return self._hash
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_address(text: str) -> tuple[str, str, str, int, str]:
@@ -146,8 +166,8 @@ def _is_clean(text: str) -> bool:
 
 
 def _shown(address: str) -> str:
-    """Return an address without its user info, for errors."""
-    userinfo, at, rest = address.rpartition("@")
+    """Return an address for errors: without its user info, and without a query, which may hold a key."""
+    userinfo, at, rest = address.partition("?")[0].partition("#")[0].rpartition("@")
     scheme, separator, _ = userinfo.partition("://")
     return f"{scheme}{separator}…@{rest}" if at and separator else rest
 

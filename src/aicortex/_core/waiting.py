@@ -25,7 +25,7 @@ from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
 from aicortex._core.ladder import ASK_ANSWER, ASK_VERSION
 from aicortex._core.ollama import SENSELESS, Lines, decode_lines, error_text
-from aicortex._core.question import LOADED, VERSION, Question
+from aicortex._core.question import LOADED, VERSION
 from aicortex._core.state import ASK_ALIVE, ASK_LOADED, Connect, Progress, State, Try, without
 
 GLANCE_SECONDS = 0.05  # a reader that comes late looks so long at what is there
@@ -55,7 +55,7 @@ class Hedge(msgspec.Struct, frozen=True):
         return next(filter(self.is_idle, others), None)
 
 
-def beside(state: State, current: Try, hedge: Hedge, question: Question, now: float, since: float) -> Connect | None:
+def beside(state: State, current: Try, hedge: Hedge, now: float, since: float) -> Connect | None:
     """Return what to ask now beside the current attempt, if anything."""
     if state.wants:
         request = LOADED if state.wants[0] == ASK_LOADED else VERSION
@@ -64,7 +64,7 @@ def beside(state: State, current: Try, hedge: Hedge, question: Question, now: fl
     if hedged is None or now < hedged:
         return None
     number = hedge.server(state, current)
-    return None if number is None else Connect(number, question.chat(), beside=True)
+    return None if number is None else Connect(number, state.ladder.asked(number).chat(), beside=True)
 
 
 def next_due(state: State, current: Try, hedge: Hedge, now: float, since: float) -> float:
@@ -118,7 +118,8 @@ class Waiting(Attempts):
     _hedge: Hedge
 
     def _connection_meta(self, step: Connect) -> dict[str, Any]:  # Any: JSON
-        return {"kind": "connected", "server": self._servers[step.server].label, "model": self._question.model}
+        model = self._state.ladder.asked(step.server).model
+        return {"kind": "connected", "server": self._servers[step.server].label, "model": model}
 
     def _connected_beside(self, step: Connect, response: Response, now: float) -> None:
         state = self._state
@@ -209,7 +210,8 @@ class Waiting(Attempts):
     def _promote(self, state: State, slower: Try, faster: Try, now: float) -> None:
         """Go on with the second server, which spoke first; the other one is left."""
         label, seconds = self._servers[slower.server].label, now - slower.began
-        lost = Attempt(label, "outpaced", faults.FIRST_TOKEN, "another server spoke first", 0, False, seconds)
+        words, why = "another server spoke first", self._why(slower.server)
+        lost = Attempt(label, "outpaced", faults.FIRST_TOKEN, words, 0, False, seconds, why=why)
         after = replace(
             state,
             failover=state.failover.later(slower.server, now),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from _thread import allocate_lock  # `threading` takes 1 ms to import and is not needed for this
-from _weakref import ref  # `weakref` as well
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from time import perf_counter, time
+from typing import TYPE_CHECKING
 
 from aicortex._core.answer import Answer
 from aicortex._core.failover import AttemptFailed, Deadlines, Failure, Wait
@@ -16,38 +15,38 @@ from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
 from aicortex._core.ladder import Memory
 from aicortex._core.question import Question
+from aicortex._core.result import Result
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._core.state import Connect, Read
 from aicortex._core.waiting import GLANCE_SECONDS, Hedge
 from aicortex._sync.connection import Connection, end_waits, wait_for_any
 from aicortex._sync.pool import POOL, reach
+from aicortex.in_flight import Claim, count
+
+if TYPE_CHECKING:
+    from aicortex.board import Watch
 
 BUDGET = Budget()  # of this process, for asking a second server
 MEMORY: Memory = {}  # what this process has learned about kinds of servers
-IN_FLIGHT: dict[Server, list[ref[Link]]] = {}  # what is under way; a link that nobody holds any more is over
 AT_ONCE = 0.001  # seconds to read what is there
 BESIDE_SECONDS = 0.25  # to connect beside an attempt: nobody reads meanwhile
 
 
 class Link:
-    """A connection with the request that is under way on it; it counts as under way while somebody holds it."""
+    """A connection with the request that is under way on it."""
 
-    __slots__ = ("__weakref__", "connection", "number", "place")
+    __slots__ = ("claim", "connection", "number", "place")
 
     def __init__(self, number: int, server: Server, place: Server, connection: Connection) -> None:
         self.number = number
         self.place = place  # where the connection leads to
         self.connection = connection
-        links = IN_FLIGHT.setdefault(server, [])
-        for over in [link for link in links if link() is None]:
-            with suppress(ValueError):  # another thread has removed it
-                links.remove(over)
-        links.append(ref(self))
+        self.claim = Claim(server.label)
 
 
 def is_idle(server: Server) -> bool:
     """Whether this process asks nothing of a server; the embedded engine would first have to be started."""
-    return server.scheme != EMBEDDED and all(link() is None for link in IN_FLIGHT.get(server, ()))
+    return server.scheme != EMBEDDED and count(server.label) == 0
 
 
 class Exchange:
@@ -64,8 +63,11 @@ class Exchange:
         *,
         deadlines: Deadlines,
         digests: Sequence[str] = (),
+        names: Sequence[str] = (),
+        reasons: Sequence[str] = (),
         resume: bool = True,
         hedge_after: float | None = None,
+        watch: Watch | None = None,
     ) -> None:
         BUDGET.earn()
         self.answer = Answer(
@@ -75,12 +77,15 @@ class Exchange:
             now=perf_counter(),
             wall=time(),
             digests=digests,
+            names=names,
+            reasons=reasons,
             memory=MEMORY,
             resume=resume,
             hedge=Hedge(BUDGET, hedge_after, lambda number: is_idle(servers[number])),
         )
         self._servers = servers
         self._question = question
+        self._watch = watch
         self._stall = deadlines.stall
         self._lock = allocate_lock()
         self._pid = os.getpid()
@@ -116,6 +121,9 @@ class Exchange:
                 self._advance(reading=True)
             elif not answer.steady:
                 self._settle()
+            if answer.outcome is not None and self._watch is not None:
+                self._watch.over(answer.attempts)
+                self._watch = None
             return len(log) > position
 
     def move(self) -> bool:
@@ -198,6 +206,11 @@ class Exchange:
         """Let go of the connections that are not wanted any more."""
         if self._is_cancelled:
             self.answer.cancel()
+        if self._watch is not None:
+            outcome = self.answer.outcome
+            self._watch.tell(self.answer.attempts, outcome if isinstance(outcome, Result) else None)
+            if self._watch.is_look and self.answer.steady:
+                self._watch.answering(self._servers[self._links[0].number].label)
         reading = self.answer.reading
         for link in self._links.copy():
             if not any(link.connection.response is wanted for wanted in reading):
@@ -224,12 +237,16 @@ class Exchange:
             )
             link = Link(step.server, server, place, connection)
             self._links.append(link)
+            if self._watch is not None:
+                self._watch.claim = None  # the link has its own
             self._opening.clear()
             if self._is_cancelled:
                 return
             request, due = step.request, failover.first_token_due(perf_counter())
             response = connection.send(request.method, request.path, place, request.body, due=due)
         except AttemptFailed as error:
+            if self._watch is not None:
+                self._watch.claim = None
             self._failed(step, link, error.failure)
         else:
             self.answer.connected(step, response, perf_counter())
@@ -278,6 +295,8 @@ class Exchange:
             self._stale.add(link.number)
             failure = Failure(failure.kind, failure.phase, failure.message, stale=True)
         self.answer.failed(what, failure, perf_counter())
+        if failure.stale and self._watch is not None:
+            self._watch.pardon(self.answer.attempts)
 
     def _is_stale(self, link: Link) -> bool:
         """Whether a connection that broke without a reply says little about the server, which is then asked once more.

@@ -175,7 +175,7 @@ def _connect(
     except ValueError as error:
         raise AttemptFailed(Failure("proxy", CONNECT, str(error))) from error
     peer = proxy or server
-    found = _open(peer.host, peer.port, due, opening)
+    found = _open(peer.address or peer.host, peer.port, due, opening)
     try:
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -190,7 +190,7 @@ def _connect(
         raise
 
 
-def _addresses(host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
+def addresses_of(host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
     """Resolve a name by the time `due`: the system's resolver knows no deadline, so it gets a thread of its own."""
     with suppress(OSError, UnicodeError):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
@@ -219,7 +219,7 @@ def _addresses(host: str, port: int, due: float) -> list[Any]:  # Any: what geta
 
 def _open(host: str, port: int, due: float, opening: list[socket.socket]) -> socket.socket:
     """Connect to the first address of a name that answers; each gets its share of the time."""
-    addresses = _addresses(host, port, due)
+    addresses = addresses_of(host, port, due)
     failure = Failure("unreachable", CONNECT, f"the name {host} has no address")
     for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         found = socket.socket(family, kind, protocol)

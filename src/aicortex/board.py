@@ -1,0 +1,367 @@
+"""What this process knows of how its servers do, shared with others through the registry once there is one.
+
+Streams put what became of their attempts on the board, from any thread, even from a finaliser; whoever chooses a server
+next reads it. The registry's file is looked at before each choice and written to at most once a second, or at once
+when a server has failed or is well again; where there is no such file, none is made.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Mapping, Sequence
+from time import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aicortex._core.health import UNREACHABLE_KINDS, Health
+from aicortex._core.ollama import full_name
+from aicortex._core.routing import LOADED_SECONDS, Candidate, Choice, route
+from aicortex.errors import RegistryError
+from aicortex.in_flight import Claim, count
+from aicortex.registry.entries import ServerEntry, Snapshot
+from aicortex.registry.paths import data_path
+
+if TYPE_CHECKING:
+    from aicortex._core.failover import Attempt
+    from aicortex._core.result import Result
+    from aicortex.registry.store import Registry
+
+WRITE_SECONDS = 1.0  # at most so often, for what can wait
+PATIENCE_SECONDS = 0.1  # how long a stream waits at its end for another process to finish writing
+CHANCE_BYTES = 7  # as many as a float has room for
+LEAST_SECONDS = 0.001  # what a first token takes at least: 0 would stand for unknown
+FAMILIAR = 4096  # conversations whose server is remembered
+EVERYTHING_WELL = Health()
+
+
+class News(msgspec.Struct, frozen=True):
+    """What became of one attempt; seconds, and `at` is Unix time."""
+
+    label: str
+    model: str
+    kind: str
+    at: float
+    seconds: float = 0.0
+    first_token: float = 0.0
+    gap: float = 0.0
+    pace: float = 0.0
+    retry_after: float | None = None
+
+
+def draw() -> float:
+    """Draw a number from 0 to 1: `random` takes 4 ms to import, and forked processes would draw the same."""
+    return int.from_bytes(os.urandom(CHANCE_BYTES), "big") / float(256**CHANCE_BYTES)
+
+
+class Seat(msgspec.Struct, frozen=True):
+    """One server that may be chosen: its label, the model's name there, and what its user said of it."""
+
+    label: str
+    model: str
+    entry: ServerEntry | None = None
+    nearness: int = 0
+
+
+class Board:
+    """The healths of servers, by label and model ("" for the server itself), and who knows which conversation."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()  # never taken by what a finaliser may call: `post` and `meet`
+        self._news: deque[News] = deque()
+        self._healths: dict[tuple[str, str], Health] = {}
+        self._unwritten: dict[tuple[str, str], Health] = {}
+        self._familiar: dict[int, tuple[str, float]] = {}
+        self._turn = 0
+        self._registry: Registry | None = None
+        self._version = -1
+        self._written = 0.0
+        self._is_urgent = False
+        self._is_warned = False
+        self._snapshot = Snapshot()
+
+    def knowledge(self, *, is_needed: bool = True) -> Snapshot:
+        """Return what the registry knows now, nothing where there is none.
+
+        Raises RegistryError when it cannot be read, or warns if it is not needed.
+        """
+        with self._lock:
+            if is_needed:
+                self._look()
+            else:
+                self._look_or_warn()
+            return self._snapshot
+
+    def healths(self) -> dict[tuple[str, str], Health]:
+        """Return the healths that are known, by label and model."""
+        with self._lock:
+            self._look_or_warn()
+            self._absorb()
+            return dict(self._healths)
+
+    def post(self, news: News) -> None:
+        """Take note of an attempt; never blocks, from any thread and from finalisers."""
+        self._news.append(news)
+
+    def meet(self, conversation: int, label: str) -> None:
+        """Take note that a server has a conversation in its cache; never blocks."""
+        if len(self._familiar) >= FAMILIAR:
+            self._familiar.clear()
+        self._familiar[conversation] = (label, time())
+
+    def choose(
+        self, seats: Sequence[Seat], strategy: str, *, conversation: int | None = None
+    ) -> tuple[list[Choice], Claim]:
+        """Return the order in which to ask, and a claim on the first: it counts as busy from now on."""
+        with self._lock:
+            choices = self._ranked(seats, strategy, conversation)
+            self._turn += 1
+            first = seats[choices[0].server]
+            if choices[0].is_look:
+                self._mark_looked(first, time())
+            return choices, Claim(first.label)
+
+    def rank(self, seats: Sequence[Seat], strategy: str) -> list[Choice]:
+        """Return the order in which a request would ask, and change nothing."""
+        with self._lock:
+            return self._ranked(seats, strategy, None)
+
+    def _ranked(self, seats: Sequence[Seat], strategy: str, conversation: int | None) -> list[Choice]:
+        self._look_or_warn()
+        self._absorb()
+        now = time()
+        label, met = ("", 0.0) if conversation is None else self._familiar.get(conversation, ("", 0.0))
+        familiar = next((number for number, seat in enumerate(seats) if seat.label == label), None)
+        return route(
+            [self._candidate(seat) for seat in seats],
+            strategy,
+            now=now,
+            chance=draw,
+            turn=self._turn,
+            familiar=familiar if now - met < LOADED_SECONDS else None,
+        )
+
+    def share(self) -> None:
+        """Write what is new to the registry, if there is one and it is time; called at the end of a stream."""
+        with self._lock:
+            self._absorb()
+            now = time()
+            if not self._unwritten or (now - self._written < WRITE_SECONDS and not self._is_urgent):
+                return
+            self._write(now)
+
+    def forget(self, label: str, model: str) -> None:
+        """Take a model off a server's list in the registry: the server says that it does not have it."""
+        with self._lock:
+            self._look_or_warn()
+            try:
+                if self._registry is not None:
+                    self._registry.forget(label, full_name(model))
+            except RegistryError as error:
+                self._warn(error)
+
+    def close(self) -> None:
+        """Write what is still to be written and let go of the registry's file."""
+        with self._lock:
+            self._absorb()
+            if self._unwritten:
+                self._write(time())
+            if self._registry is not None:
+                self._registry.close()
+                self._registry = None
+
+    def forked(self) -> None:
+        """Begin anew in a child process: another thread of the parent may have held the lock."""
+        self._lock = allocate_lock()
+
+    def _look(self) -> None:
+        """See what other processes have written since the last time."""
+        path = data_path()
+        if self._registry is None or self._registry.path != path:
+            if not os.path.exists(path):
+                self._snapshot = Snapshot()
+                return
+            from aicortex.registry.store import Registry
+
+            if self._registry is not None:
+                self._registry.close()
+            self._registry, self._version = Registry(path, patience=PATIENCE_SECONDS), -1
+        version = self._registry.version()
+        if version != self._version:
+            self._snapshot = self._registry.snapshot()
+            self._healths.update(self._registry.read_health())
+            self._healths.update(self._unwritten)
+            self._version = version
+
+    def _look_or_warn(self) -> None:
+        try:
+            self._look()
+        except RegistryError as error:  # the servers are named elsewhere: a stream does not need the file
+            self._warn(error)
+
+    def _write(self, now: float) -> None:
+        try:
+            self._look()
+            if self._registry is not None:
+                self._registry.write_health(self._unwritten)
+            self._unwritten = {}
+        except RegistryError as error:
+            self._warn(error)
+        self._written = now
+        self._is_urgent = False
+
+    def _warn(self, error: RegistryError) -> None:
+        if self._is_warned:
+            return
+        self._is_warned = True
+        import warnings
+
+        warnings.warn(f"the registry is not used: {error}", RuntimeWarning, stacklevel=4)
+
+    def _absorb(self) -> None:
+        """Turn news into healths."""
+        while self._news:
+            news = self._news.popleft()
+            of_server, of_model = (news.label, ""), (news.label, full_name(news.model))
+            if news.kind in ("ok", "answering"):
+                for key in (of_server, of_model):
+                    self._put(key, self._well(key, news))
+            else:
+                key = of_server if news.kind in UNREACHABLE_KINDS else of_model
+                health = self._healths.get(key, EVERYTHING_WELL)
+                after = health.failed_with(
+                    news.kind, news.at, seconds=news.seconds, chance=draw(), retry_after=news.retry_after
+                )
+                self._put(key, after)
+
+    def _well(self, key: tuple[str, str], news: News) -> Health:
+        health = self._healths.get(key, EVERYTHING_WELL)
+        if news.kind == "answering":
+            return health.answering(news.at)
+        if key[1]:
+            return health.succeeded(news.at, first_token=news.first_token, gap=news.gap, pace=news.pace)
+        return health.succeeded(news.at)
+
+    def _put(self, key: tuple[str, str], health: Health) -> None:
+        before = self._healths.get(key, EVERYTHING_WELL)
+        self._is_urgent = self._is_urgent or before.failures != health.failures
+        self._healths[key] = self._unwritten[key] = health
+
+    def _mark_looked(self, seat: Seat, now: float) -> None:
+        for key in ((seat.label, ""), (seat.label, full_name(seat.model))):
+            health = self._healths.get(key)
+            if health is not None and health.failures:
+                self._put(key, health.looked_at(now))
+        self._write(now)  # at once: no other process is to look as well
+
+    def _candidate(self, seat: Seat) -> Candidate:
+        snapshot, name = self._snapshot, full_name(seat.model)
+        condition = snapshot.conditions.get(seat.label)
+        known = next((model for model in snapshot.models.get(seat.label, ()) if model.name == name), None)
+        entry = seat.entry
+        return Candidate(
+            label=seat.label,
+            server=self._healths.get((seat.label, ""), EVERYTHING_WELL),
+            model=self._measured(seat.label, name),
+            under_way=count(seat.label),
+            slots=entry.slots if entry else 1,
+            weight=entry.weight if entry else 1.0,
+            priority=entry.priority if entry else 0,
+            loaded_until=known.loaded_until if known else 0.0,
+            round_trip=condition.round_trip_ms / 1000 if condition else 0.0,
+            nearness=seat.nearness,
+            is_draining=entry is not None and entry.is_draining,
+        )
+
+    def _measured(self, label: str, model: str) -> Health:
+        """Return the health of a model on a server, beginning with what a refresh has measured."""
+        health = self._healths.get((label, model), EVERYTHING_WELL)
+        found = self._snapshot.measurements.get((label, model))
+        if found is None or found.error or found.at <= health.measured:
+            return health
+        first, pace = found.first_token_ms / 1000, found.tokens_per_second
+        return msgspec.structs.replace(health, first_token=first, pace=pace, measured=found.at)
+
+
+class Watch:
+    """Tells the board what becomes of one answer's attempts.
+
+    `models` maps the labels of its servers to the model's name there, `conversation` stands for one, `claim`
+    counts the first server as busy until a connection to it does. `is_look` says that the first one failed before.
+    """
+
+    __slots__ = ("_board", "_conversation", "_models", "_told", "claim", "is_look")
+
+    def __init__(
+        self, board: Board, models: Mapping[str, str], conversation: int | None, claim: Claim | None, *, is_look: bool
+    ) -> None:
+        self._board = board
+        self._models = models
+        self._conversation = conversation
+        self._told = 0
+        self.claim = claim
+        self.is_look = is_look
+
+    def tell(self, attempts: Sequence[Attempt], result: Result | None) -> None:
+        """Post the attempts that are new; never blocks."""
+        for attempt in attempts[self._told :]:
+            news = News(attempt.server, self._models[attempt.server], attempt.kind, time(), attempt.seconds)
+            if attempt.kind == "ok" and result is not None:
+                news = _measured(news, attempt, result)
+                if self._conversation is not None:
+                    self._board.meet(self._conversation, attempt.server)
+            elif attempt.retry_after is not None:
+                news = msgspec.structs.replace(news, retry_after=attempt.retry_after)
+            self._board.post(news)
+        self._told = len(attempts)
+
+    def pardon(self, attempts: Sequence[Attempt]) -> None:
+        """Leave out the attempts that are new: what failed says nothing about the server."""
+        self._told = len(attempts)
+
+    def answering(self, label: str) -> None:
+        """Post that a server has begun to answer, so that others need not wait for the end to use it again."""
+        self.is_look = False
+        self._board.post(News(label, self._models[label], "answering", time()))
+
+    def over(self, attempts: Sequence[Attempt]) -> None:
+        """Share what the board knows, and correct what the registry says of servers that do not have the model."""
+        for attempt in attempts:
+            if attempt.kind == "model_not_found":
+                from aicortex.planning import forget
+
+                forget(attempt.server)
+                self._board.forget(attempt.server, self._models[attempt.server])
+        self._board.share()
+
+
+def _measured(news: News, attempt: Attempt, result: Result) -> News:
+    """Add what a whole answer was like; one that several servers made says little about the last one's first token."""
+    loading, tokens = result.timings["load"], result.usage["completion_tokens"]
+    if attempt.first_token is None or attempt.rung:
+        return msgspec.structs.replace(news, pace=result.timings["tokens_per_second"])
+    return msgspec.structs.replace(
+        news,
+        first_token=max(attempt.first_token - loading, LEAST_SECONDS),
+        gap=(attempt.seconds - attempt.first_token) / max(tokens - 1, 1),
+        pace=result.timings["tokens_per_second"],
+    )
+
+
+def nearness(place: str, here: str) -> int:
+    """Return how many parts two places have in common, from the left: "eu/office/2" and "eu/office" have two."""
+    found = 0
+    for one, other in zip(place.lower().split("/"), here.lower().split("/"), strict=False):
+        if not one or one != other:
+            break
+        found += 1
+    return found
+
+
+BOARD = Board()
+atexit.register(BOARD.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=BOARD.forked)

@@ -20,7 +20,7 @@ from aicortex.testing import Exchange, FakeServer, Reply
 
 MODEL = "llama3.2:3b"  # the name of the user guide, under which the embedded engine serves here
 KEPT = "AICORTEX_CACHE_DIR"  # where the weights are, fetched once per machine
-SHORT = {"num_predict": 120, "seed": 7}  # a sampled answer of a tiny model may otherwise go on for thousands of tokens
+SHORT = {"num_predict": 64, "seed": 7}  # a sampled answer of a tiny model may otherwise go on for thousands of tokens
 SERVE = f"from aicortex.embedded import serve; raise SystemExit(serve(port=0, name={MODEL!r}))"
 
 
@@ -102,7 +102,7 @@ def embedded_server(weights_path: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class ShortAnswer(Reply):
-    """What the engine at `url` answers, cut to 120 tokens by the engine itself; everything else as it is."""
+    """What the engine at `url` answers, cut to 64 tokens by the engine itself; everything else as it is."""
 
     url: str
 
@@ -129,7 +129,7 @@ class ShortAnswer(Reply):
 
 @pytest.fixture
 def short_server(embedded_server: str) -> Iterator[FakeServer]:
-    """The embedded engine with its answers cut to 120 tokens, and with an account of its requests."""
+    """The embedded engine with its answers cut to 64 tokens, and with an account of its requests."""
     with FakeServer(everything=ShortAnswer(embedded_server)) as server:
         yield server
 

@@ -13,7 +13,7 @@ from benchmarks.engines import Engine, running
 from aicortex import StreamEvent
 
 SEED = 5
-STREAMS = 2 * (len(chaos.FAULTS) + 1)  # every fault twice
+STREAMS = len(chaos.FAULTS) + 1  # every fault once; the benchmark runs hundreds
 SHORT = [chaos.PROMPTS[number] for number in (1, 3, 8, 13, 14)]  # those whose answers end before the limit
 WHOLE = [
     StreamEvent("start", ""),
@@ -32,7 +32,7 @@ def trial(number: int = 0, *, verdict: str = "whole", text: str = "Rivers flow."
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
 def test_every_stream_is_whole_whatever_happens_to_the_servers(weights_path: Path) -> None:
-    """Each fault strikes real processes twice, and every stream comes out as the answer without a fault."""
+    """Each fault strikes real processes, and every stream comes out as the answer without a fault."""
     assert weights_path.exists()
     with running() as fleet:
         trials = chaos.run(fleet, streams=STREAMS, seed=SEED, prompts=SHORT)

@@ -14,13 +14,13 @@ over is looked at by a single request.
 
 What a request would wait is its first token, the answers before it (requests under way / slots x the seconds of an
 answer), a load of the model where it is not in memory, and `FAILURE_SECONDS` for the share of requests that failed: a
-server that refuses at once is not fast. All of it is divided by the weight.
+server that refuses at once is not fast. Servers are compared by that divided by their weight.
 
 Drawing two and taking the better keeps processes that do not know of each other's requests from running to the same
 server (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). Where servers are unequal, each is
-drawn as often as it can answer, slots x weight / seconds of an answer: else two slow ones are drawn too often
-(Mukhopadhyay, Karthik, Mazumdar, "Randomized Assignment of Jobs to Servers in Heterogeneous Clusters of Shared
-Servers for Low Delay", 2016).
+drawn as often as it can answer, slots x weight / seconds of an answer and its load, else two slow ones are drawn too
+often (Mukhopadhyay, Karthik, Mazumdar, "Randomized Assignment of Jobs to Servers in Heterogeneous Clusters of Shared
+Servers for Low Delay", 2016). The numbers below were chosen in `benchmarks.routing`; p99 is of its first tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import msgspec
 from aicortex._core.health import BUSY, CLOSED, HALF_OPEN, OPEN, Health
 
 FAILURE_SECONDS = 30.0  # what a failure counts as
-LOAD_SECONDS = 10.0  # what loading a model counts as
+LOAD_SECONDS = 5.0  # what loading a model counts as: 10 makes `fastest` queue at the few servers known to be warm
 UNKNOWN_SECONDS = 1.0  # what a first token counts as where none was measured
 UNKNOWN_GAP = 0.03  # seconds between tokens, the same
 ANSWER_TOKENS = 200.0  # how long an answer is taken to be; only how servers compare depends on it
@@ -108,6 +108,11 @@ class View(msgspec.Struct, frozen=True):
         return self.candidate.under_way >= self.candidate.slots
 
     @property
+    def burden(self) -> float:
+        """What servers are compared by: one of twice the weight may keep a request waiting twice as long."""
+        return self.wait / self.candidate.weight
+
+    @property
     def back(self) -> float:
         """When it may be asked again."""
         return max(self.candidate.server.until, self.candidate.model.until)
@@ -170,7 +175,7 @@ def _view(number: int, each: Candidate, first_token: float, gap: float, now: flo
     is_loaded = now < each.loaded_until or now < model.answered + LOADED_SECONDS
     load = 0.0 if is_loaded else LOAD_SECONDS
     wait = first_token + UNSEEN * each.under_way / each.slots * answer + load + FAILURE_SECONDS * failing
-    return View(number, each, _state(each, now), wait / each.weight, each.slots * each.weight / (answer + load))
+    return View(number, each, _state(each, now), wait, each.slots * each.weight / (answer + load))
 
 
 def _state(candidate: Candidate, now: float) -> str:
@@ -186,10 +191,10 @@ def _ordered(
     views: list[View], strategy: str, chance: Callable[[], float], turn: int
 ) -> tuple[list[View], Callable[[View], str]]:
     """Return those that may be asked, best first, and how to say why."""
-    by_wait = sorted(views, key=lambda view: view.wait)
+    by_wait = sorted(views, key=lambda view: view.burden)
     if strategy == BALANCED:
-        pair = _two_of(by_wait, chance)
-        rest = [view for view in by_wait if view not in pair[:1]]
+        pair = _two_of(views, chance)
+        rest = [view for view in by_wait if view is not pair[0]]
         return [*pair[:1], *rest], lambda view: _balanced_words(view, pair)
     if strategy == FASTEST:
         return by_wait, lambda view: f"fastest: {_seconds(view.wait)} expected"
@@ -205,15 +210,13 @@ def _ordered(
     return views, lambda view: f"order: number {view.number + 1} of those that have the model"
 
 
-def _two_of(by_wait: list[View], chance: Callable[[], float]) -> list[View]:
+def _two_of(views: list[View], chance: Callable[[], float]) -> list[View]:
     """Draw two, each as often as its power says, and return the better one first."""
-    if len(by_wait) < 3:
-        return by_wait
-    left = list(range(len(by_wait)))
-    for _ in range(2):
-        ends = list(accumulate(by_wait[place].power for place in left))
-        del left[min(bisect(ends, chance() * ends[-1]), len(left) - 1)]
-    return [view for place, view in enumerate(by_wait) if place not in left]
+    left, drawn = list(views), []
+    while left and len(drawn) < 2:
+        ends = list(accumulate(view.power for view in left))
+        drawn.append(left.pop(min(bisect(ends, chance() * ends[-1]), len(left) - 1)))
+    return sorted(drawn, key=lambda view: view.burden)  # of equals the one drawn first, so that none is left out
 
 
 def _overflowing(by_wait: list[View], rank: Callable[[View], tuple[float, ...]]) -> list[View]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Iterator
 from pathlib import Path
 
 from aicortex.cli.interactive import HELP
@@ -22,8 +23,8 @@ the locale allows.
 
 | exit status | meaning |
 |---|---|
-| 0 | the answer is whole, the list complete |
-| 1 | a server's fault, or no server has the model; a broken answer shows what came |
+| 0 | the answer is whole, the list complete, nothing is wrong |
+| 1 | a server's fault, no server has the model, or a problem was found; a broken answer shows what came |
 | 2 | wrong arguments |
 | 130 | stopped with Ctrl-C, on the server too |
 | 141 | whoever read the output has gone, as in `aicortex chat … \\| head -1` |
@@ -44,14 +45,17 @@ An answer that was stopped or failed leaves the conversation as it was.
 def reference() -> str:
     """Return the page."""
     os.environ["NO_COLOR"] = "1"  # newer versions of argparse colour their help
-    parser = build_parser(COLUMNS)
-    commands = next(action for action in parser._actions if isinstance(action, _SubParsersAction)).choices
-    sections = [_section(parser), *map(_section, commands.values())]
+    sections = _sections(build_parser(COLUMNS))
     return "\n".join([INTRODUCTION, *sections, CONVERSATION.format(help=HELP)])
 
 
-def _section(parser: ArgumentParser) -> str:
-    return f"## `{parser.prog}`\n\n```text\n{parser.format_help().rstrip()}\n```\n"
+def _sections(parser: ArgumentParser, heading: str = "##") -> Iterator[str]:
+    """Yield the section of a command, and those of the commands below it."""
+    yield f"{heading} `{parser.prog}`\n\n```text\n{parser.format_help().rstrip()}\n```\n"
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            for command in action.choices.values():
+                yield from _sections(command, "##" if parser.prog == "aicortex" else "###")
 
 
 if __name__ == "__main__":

@@ -85,15 +85,23 @@ def test_the_first_choice_counts_at_once() -> None:
 def test_ranking_changes_nothing() -> None:
     """Who only asks which server is best takes no turn and claims nothing."""
     seats = [Seat(URL, "m"), Seat(OTHER, "m")]
-    first = [BOARD.rank(seats, "round_robin")[0].server for _ in range(3)]
-    assert first == [0, 0, 0]
+    assert len({BOARD.rank(seats, "round_robin")[0].server for _ in range(3)}) == 1
     assert count(URL) == 0
 
 
 def test_turns_are_taken() -> None:
     """Each choice moves `round_robin` on."""
     seats = [Seat(URL, "m"), Seat(OTHER, "m")]
-    assert [BOARD.choose(seats, "round_robin")[0][0].server for _ in range(4)] == [0, 1, 0, 1]
+    turns = [BOARD.choose(seats, "round_robin")[0][0].server for _ in range(4)]
+    assert turns in ([0, 1, 0, 1], [1, 0, 1, 0])  # beginning anywhere, so that many processes do not go in step
+
+
+def test_each_model_has_turns_of_its_own() -> None:
+    """Two models asked in turn go over all servers, both of them."""
+    found: dict[str, set[int]] = {"m": set(), "n": set()}
+    for model in "mnmn":
+        found[model].add(BOARD.choose([Seat(URL, model), Seat(OTHER, model)], "round_robin")[0][0].server)
+    assert found == {"m": {0, 1}, "n": {0, 1}}
 
 
 def test_without_a_registry_none_is_made() -> None:
@@ -185,7 +193,7 @@ def test_a_busy_server_is_asked_later_and_is_not_broken() -> None:
         assert stream.result.attempts[0].retry_after == 30.0
         health = BOARD.healths()[one.url, "fake:latest"]
         assert (health.kind, health.failures) == ("busy", 1)
-        assert 20 < health.until - health.measured <= 30
+        assert 30 <= health.until - health.measured <= 37
 
 
 def test_a_model_that_is_not_there_is_struck_from_the_registry() -> None:

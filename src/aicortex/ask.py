@@ -118,9 +118,10 @@ def chat(
     the whole answer. A server that stays below `min_tokens_per_second` is left if another one can go on. Asking the
     servers which models they have (2 s at most) and starting the embedded engine do not count.
 
-    Raises ValueError or TypeError for wrong arguments, and ModelNotFoundError (a ValueError, with close matches) when
-    no server has the model. What servers do wrong shows in the stream: see `Stream`. Without `stream=True` it is
-    raised here: AllServersFailedError, StreamInterruptedError, RequestRejectedError.
+    Raises ValueError or TypeError for wrong arguments, ModelNotFoundError (a ValueError, with close matches) when no
+    server has the model, CredentialError (a ValueError) when no registered server's key is to be had, and RegistryError
+    when the registry is needed and cannot be read. What servers do wrong shows in the stream: see `Stream`. Without
+    `stream=True` it is raised here: AllServersFailedError, StreamInterruptedError, RequestRejectedError.
     """
     asked = collect_messages(prompt, messages, system, images)
     chosen = collect_options(options, temperature, top_p, max_tokens, stop, seed)

@@ -11,8 +11,9 @@ import atexit
 import os
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Mapping, Sequence
-from time import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,7 +23,7 @@ from aicortex._core.ollama import full_name
 from aicortex._core.routing import LOADED_SECONDS, Candidate, Choice, route
 from aicortex.errors import RegistryError
 from aicortex.in_flight import Claim, count
-from aicortex.registry.entries import ServerEntry, Snapshot
+from aicortex.registry.entries import ModelEntry, ServerEntry, Snapshot
 from aicortex.registry.paths import data_path
 
 if TYPE_CHECKING:
@@ -32,10 +33,13 @@ if TYPE_CHECKING:
 
 WRITE_SECONDS = 1.0  # at most so often, for what can wait
 PATIENCE_SECONDS = 0.1  # how long a stream waits at its end for another process to finish writing
+LOCK_SECONDS = 0.25  # how long a choice waits for another thread's
+REST_SECONDS = 1.0  # a registry that cannot be used is left alone for so long
 CHANCE_BYTES = 7  # as many as a float has room for
-LEAST_SECONDS = 0.001  # what a first token takes at least: 0 would stand for unknown
+MANY_TOKENS = 8  # from which on the time between tokens is an average of anything
 FAMILIAR = 4096  # conversations whose server is remembered
 EVERYTHING_WELL = Health()
+LEFT = "left"  # the request that looked how a server is has ended without finding out
 
 
 class News(msgspec.Struct, frozen=True):
@@ -75,31 +79,48 @@ class Board:
         self._healths: dict[tuple[str, str], Health] = {}
         self._unwritten: dict[tuple[str, str], Health] = {}
         self._familiar: dict[int, tuple[str, float]] = {}
-        self._turn = 0
+        self._turns: dict[str, int] = {}  # by model
         self._registry: Registry | None = None
         self._version = -1
-        self._written = 0.0
+        self._written = -WRITE_SECONDS
+        self._rests_until = 0.0
         self._is_urgent = False
         self._is_warned = False
         self._snapshot = Snapshot()
+        self._entries: dict[tuple[str, str], ModelEntry] = {}  # models of the snapshot, by server and name
+
+    @contextmanager
+    def _entered(self) -> Iterator[bool]:
+        """Hold the lock, and yield whether that was possible.
+
+        A signal handler that asks a model may have interrupted the thread that holds it; what it does then has to do
+        with what is known.
+        """
+        is_held = self._lock.acquire(timeout=LOCK_SECONDS)
+        try:
+            yield is_held
+        finally:
+            if is_held:
+                self._lock.release()
 
     def knowledge(self, *, is_needed: bool = True) -> Snapshot:
         """Return what the registry knows now, nothing where there is none.
 
         Raises RegistryError when it cannot be read, or warns if it is not needed.
         """
-        with self._lock:
-            if is_needed:
+        with self._entered() as is_held:
+            if is_held and is_needed:
                 self._look()
-            else:
+            elif is_held:
                 self._look_or_warn()
             return self._snapshot
 
     def healths(self) -> dict[tuple[str, str], Health]:
         """Return the healths that are known, by label and model."""
-        with self._lock:
-            self._look_or_warn()
-            self._absorb()
+        with self._entered() as is_held:
+            if is_held:
+                self._look_or_warn()
+                self._absorb()
             return dict(self._healths)
 
     def post(self, news: News) -> None:
@@ -116,22 +137,30 @@ class Board:
         self, seats: Sequence[Seat], strategy: str, *, conversation: int | None = None
     ) -> tuple[list[Choice], Claim]:
         """Return the order in which to ask, and a claim on the first: it counts as busy from now on."""
-        with self._lock:
+        with self._entered() as is_held:
+            if is_held:
+                self._look_or_warn()
+                self._absorb()
             choices = self._ranked(seats, strategy, conversation)
-            self._turn += 1
+            self._turns[seats[0].model] = self._turn(seats) + 1
             first = seats[choices[0].server]
-            if choices[0].is_look:
+            if is_held and choices[0].is_look:
                 self._mark_looked(first, time())
             return choices, Claim(first.label)
 
     def rank(self, seats: Sequence[Seat], strategy: str) -> list[Choice]:
         """Return the order in which a request would ask, and change nothing."""
-        with self._lock:
+        with self._entered() as is_held:
+            if is_held:
+                self._look_or_warn()
+                self._absorb()
             return self._ranked(seats, strategy, None)
 
+    def _turn(self, seats: Sequence[Seat]) -> int:
+        """Return how many requests for this model there were, beginning anywhere."""
+        return self._turns.setdefault(seats[0].model, int(draw() * 1000))
+
     def _ranked(self, seats: Sequence[Seat], strategy: str, conversation: int | None) -> list[Choice]:
-        self._look_or_warn()
-        self._absorb()
         now = time()
         label, met = ("", 0.0) if conversation is None else self._familiar.get(conversation, ("", 0.0))
         familiar = next((number for number, seat in enumerate(seats) if seat.label == label), None)
@@ -140,35 +169,48 @@ class Board:
             strategy,
             now=now,
             chance=draw,
-            turn=self._turn,
+            turn=self._turn(seats),
             familiar=familiar if now - met < LOADED_SECONDS else None,
         )
 
     def share(self) -> None:
         """Write what is new to the registry, if there is one and it is time; called at the end of a stream."""
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return  # whoever holds it, or the next one, writes
+        try:
             self._absorb()
-            now = time()
-            if not self._unwritten or (now - self._written < WRITE_SECONDS and not self._is_urgent):
-                return
-            self._write(now)
+            is_time = perf_counter() - self._written >= WRITE_SECONDS
+            if self._unwritten and (is_time or self._is_urgent):
+                self._write()
+        finally:
+            self._lock.release()
 
     def forget(self, label: str, model: str) -> None:
         """Take a model off a server's list in the registry: the server says that it does not have it."""
-        with self._lock:
+        name = full_name(model)
+        with self._entered() as is_held:
+            if not is_held:
+                return
             self._look_or_warn()
+            models = self._snapshot.models
+            if label in models:
+                left = tuple(entry for entry in models[label] if entry.name != name)
+                self._snapshot = msgspec.structs.replace(self._snapshot, models={**models, label: left})
+            self._entries.pop((label, name), None)
             try:
                 if self._registry is not None:
-                    self._registry.forget(label, full_name(model))
+                    self._registry.forget(label, name)
             except RegistryError as error:
                 self._warn(error)
 
     def close(self) -> None:
         """Write what is still to be written and let go of the registry's file."""
-        with self._lock:
+        with self._entered() as is_held:
+            if not is_held:
+                return
             self._absorb()
             if self._unwritten:
-                self._write(time())
+                self._write()
             if self._registry is not None:
                 self._registry.close()
                 self._registry = None
@@ -176,6 +218,8 @@ class Board:
     def forked(self) -> None:
         """Begin anew in a child process: another thread of the parent may have held the lock."""
         self._lock = allocate_lock()
+        self._news.clear()  # these are the parent's to tell
+        self._unwritten.clear()
 
     def _look(self) -> None:
         """See what other processes have written since the last time."""
@@ -192,17 +236,24 @@ class Board:
         version = self._registry.version()
         if version != self._version:
             self._snapshot = self._registry.snapshot()
-            self._healths.update(self._registry.read_health())
-            self._healths.update(self._unwritten)
+            models = self._snapshot.models.items()
+            self._entries = {(url, entry.name): entry for url, entries in models for entry in entries}
+            for key, health in self._registry.read_health().items():
+                ours = self._unwritten.get(key)
+                if ours is None or ours.changed < health.changed:
+                    self._healths[key] = health
+                    self._unwritten.pop(key, None)
             self._version = version
 
     def _look_or_warn(self) -> None:
+        if perf_counter() < self._rests_until:
+            return
         try:
             self._look()
         except RegistryError as error:  # the servers are named elsewhere: a stream does not need the file
             self._warn(error)
 
-    def _write(self, now: float) -> None:
+    def _write(self) -> None:
         try:
             self._look()
             if self._registry is not None:
@@ -210,10 +261,11 @@ class Board:
             self._unwritten = {}
         except RegistryError as error:
             self._warn(error)
-        self._written = now
+        self._written = perf_counter()
         self._is_urgent = False
 
     def _warn(self, error: RegistryError) -> None:
+        self._rests_until = perf_counter() + REST_SECONDS
         if self._is_warned:
             return
         self._is_warned = True
@@ -229,8 +281,15 @@ class Board:
             if news.kind in ("ok", "answering"):
                 for key in (of_server, of_model):
                     self._put(key, self._well(key, news))
+            elif news.kind == LEFT:
+                for key in (of_server, of_model):
+                    if self._healths.get(key, EVERYTHING_WELL).looked:
+                        self._put(key, self._healths[key].left_alone(news.at))
             else:
                 key = of_server if news.kind in UNREACHABLE_KINDS else of_model
+                reached = self._healths.get(of_server, EVERYTHING_WELL)
+                if key == of_model and (reached.failures or reached.looked):  # whatever it said, it is there
+                    self._put(of_server, reached.answering(news.at))
                 health = self._healths.get(key, EVERYTHING_WELL)
                 after = health.failed_with(
                     news.kind, news.at, seconds=news.seconds, chance=draw(), retry_after=news.retry_after
@@ -255,12 +314,12 @@ class Board:
             health = self._healths.get(key)
             if health is not None and health.failures:
                 self._put(key, health.looked_at(now))
-        self._write(now)  # at once: no other process is to look as well
+        self._write()  # at once: no other process is to look as well
 
     def _candidate(self, seat: Seat) -> Candidate:
         snapshot, name = self._snapshot, full_name(seat.model)
         condition = snapshot.conditions.get(seat.label)
-        known = next((model for model in snapshot.models.get(seat.label, ()) if model.name == name), None)
+        known = self._entries.get((seat.label, name))
         entry = seat.entry
         return Candidate(
             label=seat.label,
@@ -289,26 +348,35 @@ class Board:
 class Watch:
     """Tells the board what becomes of one answer's attempts.
 
-    `models` maps the labels of its servers to the model's name there, `conversation` stands for one, `claim`
-    counts the first server as busy until a connection to it does. `is_look` says that the first one failed before.
+    `models` maps the labels of its servers to the model's name there, `conversation` stands for one, `claim` counts
+    the first server as busy until a connection to it does. `look` is the label of a server that failed before, if the
+    answer looks how it is; `resting` those of servers that are better left alone.
     """
 
-    __slots__ = ("_board", "_conversation", "_models", "_told", "claim", "is_look")
+    __slots__ = ("_board", "_conversation", "_models", "_told", "claim", "look", "resting")
 
     def __init__(
-        self, board: Board, models: Mapping[str, str], conversation: int | None, claim: Claim | None, *, is_look: bool
+        self,
+        board: Board,
+        models: Mapping[str, str],
+        conversation: int | None,
+        claim: Claim | None,
+        *,
+        look: str = "",
+        resting: frozenset[str] = frozenset(),
     ) -> None:
         self._board = board
         self._models = models
         self._conversation = conversation
         self._told = 0
         self.claim = claim
-        self.is_look = is_look
+        self.look = look
+        self.resting = resting
 
     def tell(self, attempts: Sequence[Attempt], result: Result | None) -> None:
         """Post the attempts that are new; never blocks."""
         for attempt in attempts[self._told :]:
-            news = News(attempt.server, self._models[attempt.server], attempt.kind, time(), attempt.seconds)
+            news = News(attempt.server, self._models[attempt.server], _kind(attempt), time(), attempt.seconds)
             if attempt.kind == "ok" and result is not None:
                 news = _measured(news, attempt, result)
                 if self._conversation is not None:
@@ -316,15 +384,24 @@ class Watch:
             elif attempt.retry_after is not None:
                 news = msgspec.structs.replace(news, retry_after=attempt.retry_after)
             self._board.post(news)
+        if len(attempts) > self._told:
+            self.leave()
         self._told = len(attempts)
+
+    def leave(self) -> None:
+        """Post that nobody looks any more how a server is, if somebody did."""
+        if self.look:
+            self._board.post(News(self.look, self._models[self.look], LEFT, time()))
+            self.look = ""
 
     def pardon(self, attempts: Sequence[Attempt]) -> None:
         """Leave out the attempts that are new: what failed says nothing about the server."""
+        self.leave()
         self._told = len(attempts)
 
     def answering(self, label: str) -> None:
-        """Post that a server has begun to answer, so that others need not wait for the end to use it again."""
-        self.is_look = False
+        """Post that the server that was looked at has begun to answer: others need not wait for the end to use it."""
+        self.look = ""
         self._board.post(News(label, self._models[label], "answering", time()))
 
     def over(self, attempts: Sequence[Attempt]) -> None:
@@ -338,17 +415,27 @@ class Watch:
         self._board.share()
 
 
+def _kind(attempt: Attempt) -> str:
+    """Return the kind of an attempt as far as it concerns the server's health."""
+    if attempt.kind == "timeout" and attempt.first_token is None and attempt.phase != "connect":
+        return "first_token_timeout"  # it had as long as the caller gave it
+    is_refusal = attempt.status is not None and 400 <= attempt.status < 499 and attempt.status != 404
+    return "rejected" if attempt.kind == "bad_response" and is_refusal else attempt.kind
+
+
 def _measured(news: News, attempt: Attempt, result: Result) -> News:
-    """Add what a whole answer was like; one that several servers made says little about the last one's first token."""
-    loading, tokens = result.timings["load"], result.usage["completion_tokens"]
-    if attempt.first_token is None or attempt.rung:
-        return msgspec.structs.replace(news, pace=result.timings["tokens_per_second"])
-    return msgspec.structs.replace(
-        news,
-        first_token=max(attempt.first_token - loading, LEAST_SECONDS),
-        gap=(attempt.seconds - attempt.first_token) / max(tokens - 1, 1),
-        pace=result.timings["tokens_per_second"],
-    )
+    """Add what a whole answer was like; one that several servers made says little about the last one's first token.
+
+    What a server says of itself counts as far as it can be true. Readers may be slow, so the gap between tokens is the
+    server's own where it says so.
+    """
+    tokens, pace = result.usage["completion_tokens"], max(result.timings["tokens_per_second"], 0.0)
+    first, loading = attempt.first_token, result.timings["load"]
+    if first is None or attempt.rung:
+        return msgspec.structs.replace(news, gap=1 / pace if pace else 0.0, pace=pace)
+    seen = (attempt.seconds - first) / (tokens - 1) if tokens >= MANY_TOKENS else 0.0
+    waited = first - loading if 0 < loading < first else first
+    return msgspec.structs.replace(news, first_token=waited, gap=1 / pace if pace else max(seen, 0.0), pace=pace)
 
 
 def nearness(place: str, here: str) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from time import perf_counter
 
-from aicortex._core.failover import Failure
+from aicortex._core.failover import AttemptFailed, Failure
 from aicortex._core.ollama import version_of
 from aicortex._core.routing import FASTEST
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.pool import call, located
 from aicortex.board import BOARD
 from aicortex.census import Census, FleetList, Row
+from aicortex.errors import EmbeddedEngineError
 from aicortex.fleet import ASK_SECONDS, Fleet, Model, ask_models, catalogue, find_fleet, outcome_of, survey
 from aicortex.planning import not_found, seat_of
 from aicortex.request import check_routing
@@ -139,12 +140,16 @@ def best_server(model: str, strategy: str = "fastest", *, servers: Servers = Non
 def get_llm_params(model: str, *, strategy: str = FASTEST, servers: Servers = None) -> dict[str, str]:
     """Return `model` and `base_url` of the best server for another client, such as LangChain's `ChatOllama(**params)`.
 
-    The embedded engine is started for this. Keys and headers of a server are not in it. Raises as `best_server`.
+    The embedded engine is started for this. Keys and headers of a server are not in it. Raises as `best_server`, and
+    EmbeddedEngineError.
     """
     _check_name(model)
     check_routing(strategy)
     server, known, _ = _best(model, strategy, servers)
-    return {"model": known.name, "base_url": located(server).label}
+    try:
+        return {"model": known.name, "base_url": located(server).label}
+    except AttemptFailed as error:  # only of the embedded engine
+        raise EmbeddedEngineError(error.failure.message) from error
 
 
 def list_models(*, servers: Servers = None) -> FleetList[Row]:
@@ -276,4 +281,4 @@ def _health(server: Server) -> Row:
 
 def _version(server: Server) -> str | None:
     response = call(server, "GET", "/api/version", due=perf_counter() + ASK_SECONDS)
-    return version_of(b"".join(response.body)) or None
+    return version_of(server.redact_json(b"".join(response.body))) or None

@@ -141,12 +141,12 @@ def knowledge(*, is_needed: bool = True) -> Snapshot:
 
 def _named(given: Sequence[str | Server], entries: Sequence[ServerEntry], *, is_ordered: bool = False) -> Fleet:
     """Return servers that were named one by one; a name or an address of the registry brings what it knows."""
-    by_title = {title: entry for entry in entries for title in (entry.url, entry.name) if title}
+    by_title = {title: entry for entry in reversed(entries) for title in (entry.url, entry.name) if title}
     found: dict[Server, Any] = {}
     for item in given:
         server = _parsed(item) if isinstance(item, str) and item not in by_title else item
         entry = by_title.get(server.label if isinstance(server, Server) else server)
-        if isinstance(item, Server) and item.headers:
+        if isinstance(item, Server):  # what the call says of it goes before what is registered
             found[item] = entry
         elif entry is not None:
             found[_server_of(entry)] = entry
@@ -244,7 +244,7 @@ def ask_models(server: Server, path: str) -> tuple[Model, ...]:
     response = call(server, "GET", path, due=perf_counter() + ASK_SECONDS)
     if response.status == 200:
         try:
-            return tuple(msgspec.json.decode(b"".join(response.body), type=Tags).models or ())
+            return tuple(msgspec.json.decode(server.redact_json(b"".join(response.body)), type=Tags).models or ())
         except BAD_JSON as error:
             failure = Failure("bad_response", "reply", f"{path} is not what Ollama answers ({error})")
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from _weakref import ref  # `weakref` takes 1 ms to import
-from contextlib import suppress
 
 
 class Claim:
@@ -12,18 +12,15 @@ class Claim:
     __slots__ = ("__weakref__",)
 
     def __init__(self, label: str) -> None:
-        CLAIMS.setdefault(label, []).append(ref(self))
+        claims = CLAIMS.setdefault(label, [])
+        claims.append(ref(self, claims.remove))
 
 
-CLAIMS: dict[str, list[ref[Claim]]] = {}  # by the server's label; a claim that nobody holds any more is over
+CLAIMS: dict[str, list[ref[Claim]]] = {}  # by the server's label
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=CLAIMS.clear)  # those are the parent's requests
 
 
 def count(label: str) -> int:
     """Return how many requests are under way at a server."""
-    claims = CLAIMS.get(label)
-    if not claims:
-        return 0
-    for over in [claim for claim in claims if claim() is None]:
-        with suppress(ValueError):  # another thread has removed it
-            claims.remove(over)
-    return len(claims)
+    return len(CLAIMS.get(label, ()))

@@ -96,14 +96,17 @@ def _routed(
     if having:
         reasons.update(dict.fromkeys(silent, "did not say which models it has"))
     reasons.update(dict.fromkeys(lacking, "says that it does not have the model"))
-    there = {server.label: everyone[server].name for server in reasons}
+    there = {server.label: everyone[server].name for server in reasons}  # for health, which goes by label
+    resting = frozenset(seats[choice.server].label for choice in choices if choice.is_resting)
+    look = seats[choices[0].server].label if choices[0].is_look else ""
+    names = [everyone[server].name for server in reasons]
     return Plan(
         model,
         list(reasons),
         digests=[everyone[server].digest for server in reasons],
-        names=list(there.values()) if set(there.values()) != {model} else [],
+        names=names if set(names) != {model} else [],
         reasons=list(reasons.values()),
-        watch=Watch(BOARD, there, conversation, claim, is_look=choices[0].is_look),
+        watch=Watch(BOARD, there, conversation, claim, look=look, resting=resting),
     )
 
 
@@ -137,8 +140,9 @@ def _noted(server: Server) -> tuple[Model, ...]:
 
 def forget(label: str) -> None:
     """Forget what a server said it has: it did not have it."""
-    for server in [server for server in _known if server.label == label]:
-        del _known[server]
+    for server in list(_known):  # other threads add to it
+        if server.label == label:
+            _known.pop(server, None)
 
 
 def _known_or_asked(fleet: Fleet, wanted: Sequence[str]) -> dict[Server, tuple[Model, ...] | Failure]:
@@ -161,9 +165,16 @@ def _known_or_asked(fleet: Fleet, wanted: Sequence[str]) -> dict[Server, tuple[M
     return {server: known[server] for server in servers}
 
 
+_listed: tuple[object, dict[str, tuple[Model, ...]]] = ({}, {})  # what a snapshot lists, and the same as models
+
+
 def _recorded(servers: Sequence[Server]) -> dict[Server, tuple[Model, ...] | Failure]:
+    """Return what the registry knows of the servers' models; made once for each state of the registry."""
+    global _listed
     models = knowledge(is_needed=False).models
-    return {server: tuple(map(model_of, models[server.label])) for server in servers if server.label in models}
+    if _listed[0] is not models:
+        _listed = (models, {url: tuple(map(model_of, entries)) for url, entries in models.items()})
+    return {server: _listed[1][server.label] for server in servers if server.label in models}
 
 
 def model_of(entry: ModelEntry) -> Model:

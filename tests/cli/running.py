@@ -21,13 +21,16 @@ from typing import Any
 
 import pytest
 
+from aicortex.cli import main
 from aicortex.testing import FakeServer
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 COMMAND = [sys.executable, "-m", "aicortex"]
 PATIENCE = 30.0  # seconds until a test gives up; only failing tests wait that long
-# Variables of the machine that would change what the command does.
-FOREIGN = re.compile(r"AICORTEX_|OLLAMA_|LC_|LANG|PYTHON|TERM|COLUMNS|LINES|NO_COLOR|.*_proxy", re.IGNORECASE)
+# Variables of the machine that would change what the command does; the test's own registry stays.
+FOREIGN = re.compile(
+    r"AICORTEX_(?!DATA_DIR)|OLLAMA_|LC_|LANG|PYTHON|TERM|COLUMNS|LINES|NO_COLOR|.*_proxy", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,14 @@ def run(*arguments: str | bytes, text: bytes = b"", encoding: str = "utf-8", **m
         check=False,
     )
     return Ended(process.returncode, process.stdout.decode(encoding), process.stderr.decode(encoding))
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> Ended:
+    """Run a command to its end in this process, which takes no time to start."""
+    capsys.readouterr()
+    status = main(arguments)
+    out, err = capsys.readouterr()
+    return Ended(status, out, err)
 
 
 def asked(server: FakeServer) -> dict[str, Any]:
@@ -227,6 +238,8 @@ def draw(raw: str, columns: int, rows: int) -> list[str]:
                 column += count
             elif letter == "D":
                 column = max(column - count, 0)
+            elif letter == "K" and number == "2":
+                lines[row] = []
             elif letter in "JK" and number in ("", "0"):
                 del lines[row][min(column, columns - 1) :]
                 if letter == "J":

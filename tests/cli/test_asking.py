@@ -6,6 +6,8 @@ import signal
 
 import pytest
 
+from aicortex.registry.credentials import entry_of
+from aicortex.registry.store import Registry
 from aicortex.testing import (
     Answer,
     Close,
@@ -131,11 +133,11 @@ def test_timeout(server: FakeServer) -> None:
 
 
 def test_stats(server: FakeServer) -> None:
-    """`--stats` adds a line on stderr: first token, speed, tokens, model and server."""
+    """`--stats` adds a line on stderr: first token, speed, tokens, model, server, and why that server."""
     ended = run("chat", "Hi", "--stats", "--server", server.url)
     assert (ended.status, ended.out) == (0, TEXT + "\n")
     assert ended.err.startswith("aicortex: first token 0.0")
-    assert ended.err.endswith(f" s, llama3.2:3b on {server.url}\n")
+    assert ended.err.endswith(f" s, llama3.2:3b on {server.url}; chosen: the only server\n")
     assert ", 100.0 tokens/s, 6 tokens in " in ended.err
 
 
@@ -144,7 +146,7 @@ def test_stats_of_a_failover(server: FakeServer) -> None:
     with FakeServer(Status(500), models=("llama3.2:3b",)) as broken:
         servers = ["--server", broken.url, "--server", server.url]
         ended = run("chat", "Hi", "--stats", *servers, "--model", "llama3.2:3b")
-    assert ended.err.endswith(", 2 attempts\n")
+    assert ", 2 attempts; chosen: order: number 2 of " in ended.err
 
 
 def test_server_without_counters(server: FakeServer) -> None:
@@ -181,3 +183,32 @@ def test_local_server_that_does_not_answer() -> None:
     assert ended.status == 1
     assert ended.err.startswith("aicortex: OLLAMA_HOST: http://127.0.0.1:1 does not answer")
     assert ended.err.count("\n") == 2
+
+
+def test_registered_servers_are_routed(server: FakeServer) -> None:
+    """Without --server the strategy decides among all in use, and `--stats` says why it chose."""
+    with FakeServer(models=["llama3.2:3b"], answer=TEXT) as other, Registry() as registry:
+        registry.add(entry_of(server.url, name="desk", priority=2))
+        registry.add(entry_of(other.url, name="rack", priority=1))
+        ended = run("chat", "Hi", "--stats", "--model", "llama3.2:3b", "--routing", "priority")
+        assert f"on {other.url}; chosen: priority: 1" in ended.err
+        assert "; chosen: balanced: " in run("chat", "Hi", "--stats", "--model", "llama3.2:3b").err
+        ended = run("chat", "Hi", "--stats", "--server", "desk", "--server", "rack", "--model", "llama3.2:3b")
+        assert f"on {server.url}; chosen: order: number 1" in ended.err
+
+
+def test_session(server: FakeServer) -> None:
+    """A session has a name, which is no option of the server."""
+    assert run("chat", "Hi", "--session", "novel", "--server", server.url).status == 0
+    ended = run("chat", "Hi", "--session", " ", "--server", server.url)
+    assert (ended.status, "session must be text" in ended.err) == (2, True)
+
+
+def test_server_without_its_key(server: FakeServer) -> None:
+    """A registered server whose key is missing is left out, which is said once."""
+    with Registry() as registry:
+        registry.add(entry_of(server.url))
+        registry.add(entry_of(DEAD, api_key="env:NO_SUCH_KEY"))
+    ended = run("chat", "Hi")
+    assert (ended.status, ended.out) == (0, TEXT + "\n")
+    assert ended.err.count("NO_SUCH_KEY") == 1

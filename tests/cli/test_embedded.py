@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 from pathlib import Path
 
 import pytest
 
-from cli.running import finish, read_until, run, start
+from cli.running import Ended, finish, read_until, run, start
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,18 @@ def test_serves_under_another_name(weights_path: Path) -> None:
     assert (listed.status, listed.out.splitlines()[1].split()[0]) == (0, "llama3.2:3b")
     process.send_signal(signal.SIGINT)
     assert finish(process).status == 0
+
+
+def test_json(weights_path: Path) -> None:
+    """`--json` says where it listens, as one line."""
+    folder = str(weights_path.parent)
+    process = start("embedded", "--port", "0", "--json", AICORTEX_CACHE_DIR=folder)
+    told = json.loads(read_until(process, b"\n"))
+    assert (set(told), told["model"]) == ({"url", "model"}, "smollm2:135m")
+    listed = run("models", "--server", told["url"])
+    assert (listed.status, listed.out.splitlines()[1].split()[0]) == (0, "smollm2:135m")
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == Ended(0, "", "")
 
 
 def test_port_that_is_taken(weights_path: Path) -> None:

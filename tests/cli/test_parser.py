@@ -9,10 +9,11 @@ import pytest
 
 import aicortex
 from aicortex.cli.parser import parse_arguments
-from cli.running import Ended, run
+from aicortex.cli.servers_parser import ACTIONS
+from cli.running import Ended, here, run
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMANDS = ("chat", "models", "servers", "embedded")
+COMMANDS = ("chat", "models", "servers", "refresh", "bench", "doctor", "embedded", "completion")
 
 
 def test_docs_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,10 +23,12 @@ def test_docs_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (DOCS / "cli.md").read_text("utf-8") == reference()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help(command: str) -> None:
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"servers {action.name}" for action in ACTIONS)])
+def test_help(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command explains itself, with examples and its exit statuses, in lines that fit a terminal."""
-    ended = run(command, "--help", COLUMNS="80")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    ended = here(capsys, *command.split(), "--help")
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.startswith(f"usage: aicortex {command} ")
     assert f"\nexamples:\n  aicortex {command}" in ended.out
@@ -60,6 +63,12 @@ def test_nothing_prints_the_help() -> None:
         (["in $"], "did you mean: aicortex chat 'in $'?"),
         (["word " * 99], 'word ..."?'),
         (["modles"], "did you mean: aicortex models?"),
+        (["docter"], "did you mean: aicortex doctor?"),
+        (["ask", "bob@example.org"], 'did you mean: aicortex chat "ask bob@example.org"?'),
+        (["http://me:hidden@desk"], 'did you mean: aicortex chat "http://…@desk"?'),
+        (["servers", "ad", "desk"], "there is no command 'servers ad'; did you mean: aicortex servers add?"),
+        (["servers", "desk:11434"], "did you mean: aicortex servers add desk:11434?"),
+        (["servers", "https://me:hidden@desk"], "did you mean: aicortex servers add https://…@desk?"),
         (["--verbose", "chat"], "unrecognized arguments: --verbose; did you mean --version?"),
     ],
 )
@@ -79,9 +88,10 @@ def test_no_such_command(
     ("arguments", "words"),
     [
         (["chat", "--modle", "x", "hi"], "unrecognized arguments: --modle; did you mean --model?"),
-        (["chat", "hi", "--sede=3", "--timout"], "--sede=3 --timout; did you mean --seed and --timeout?"),
+        (["chat", "hi", "--sede=3", "--timout"], "--sede --timout; did you mean --seed and --timeout?"),
         (["chat", "hi", "--colour"], "unrecognized arguments: --colour"),
-        (["models", "llama"], "unrecognized arguments: llama"),
+        (["embedded", "llama"], "unrecognized arguments: llama"),
+        (["bench", "--round", "3"], "unrecognized arguments: --round; did you mean --rounds?"),
     ],
 )
 def test_no_such_option(

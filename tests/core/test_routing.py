@@ -195,7 +195,7 @@ def test_where_the_user_ordered_a_look_waits_for_its_turn() -> None:
 @pytest.mark.parametrize("strategy", ["balanced", "fastest", "nearest"])
 def test_a_conversation_stays_where_it_is_known(strategy: str) -> None:
     """Also where another server would answer sooner."""
-    fleet = [candidate("fast", 0.1), candidate("knows it", 2.0)]
+    fleet = [candidate("fast", 0.1), candidate("knows it", 1.2)]
     assert order(fleet, strategy, familiar=1) == ["knows it", "fast"]
     assert first(fleet, strategy, familiar=1).why == "affinity: it has the conversation in its cache"
 
@@ -208,19 +208,26 @@ def test_other_strategies_know_no_conversations(strategy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"model": broken()}, {"is_draining": True}, {"under_way": 2}, {"model": broken(until=NOW - 1, cost=9.0)}]
+    "more",
+    [
+        {"model": broken()},
+        {"is_draining": True},
+        {"under_way": 2},
+        {"model": broken(until=NOW - 1, cost=9.0)},
+        {"model": measured(1.5)},
+    ],
 )
 def test_affinity_ends_where_it_would_harm(more: dict[str, object]) -> None:
-    """A server that rests, was broken or has more than its share to do is not preferred."""
-    fleet = [candidate("fast", 0.1), candidate("knows it", 2.0, **more)]  # type: ignore[arg-type]
+    """A server that rests, was broken, has more than its share to do or is much slower is not preferred."""
+    fleet = [candidate("fast", 0.1), candidate("knows it", 1.0, **more)]  # type: ignore[arg-type]
     assert order(fleet, familiar=1)[0] == "fast"
 
 
 def test_the_share_grows_with_what_is_under_way() -> None:
     """A server may have 1.25 times its share: of 9 requests and this one on two equal servers, 7."""
-    fleet = [candidate("fast", 0.1, under_way=3), candidate("knows it", 2.0, under_way=6)]
+    fleet = [candidate("fast", 9.0, under_way=3), candidate("knows it", 9.1, under_way=6)]
     assert order(fleet, familiar=1)[0] == "knows it"
-    fleet = [candidate("fast", 0.1, under_way=2), candidate("knows it", 2.0, under_way=7)]
+    fleet = [candidate("fast", 9.0, under_way=2), candidate("knows it", 9.1, under_way=7)]
     assert order(fleet, familiar=1)[0] == "fast"
 
 

@@ -424,7 +424,7 @@ for call in (lambda: registry.add(entry_of('rack')), registry.snapshot):
 
 
 def test_a_folder_that_cannot_be_written() -> None:
-    """Writing there says so; reading finds nothing where there is no file, and says so where there is one."""
+    """Writing there says so; reading finds what there is, or nothing where there is no file."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "registry.db")
         advice = "make the file and its folder writable, or name another folder in AICORTEX_DATA_DIR"
@@ -439,8 +439,7 @@ def test_a_folder_that_cannot_be_written() -> None:
         os.chmod(folder, 0o755)
     assert writing.startswith(f"the registry {path}: ")
     assert writing.endswith(advice)
-    assert reading.startswith(f"the registry {path}: ")
-    assert reading.endswith(advice)
+    assert reading == "False"  # it is not empty
 
 
 def test_a_path_through_a_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str, module: Any = na
     """Let every name resolve to these addresses, and return the names that were asked for."""
     asked: list[str] = []
 
-    def addresses_of(host: str, port: int, due: float) -> list[Any]:
+    def addresses_of(host: str, port: int, _: float) -> list[Any]:
         asked.append(host)
         if not addresses:
             raise AttemptFailed(Failure("unreachable", "connect", "the name cannot be resolved"))

@@ -137,7 +137,7 @@ class Attempts(Journal):
             status=status,
             rung=failed.rung,
             why=self._why(failed.server),
-            first_token=self._first_token(began, self.log) if isinstance(failed, Try) else None,
+            first_token=self._first_token(failed, self.log),
             retry_after=failure.retry_after,
         )
         meta = asdict(attempt)
@@ -147,10 +147,12 @@ class Attempts(Journal):
     def _why(self, server: int) -> str:
         return self._reasons[server] if self._reasons else ""
 
-    def _first_token(self, began: float, seen: Sequence[StreamEvent]) -> float | None:
-        """Return how long the attempt under way took to give the first piece of the answer, if it gave any."""
+    def _first_token(self, over: Try | Connect, seen: Sequence[StreamEvent]) -> float | None:
+        """Return how long an attempt took to give the first piece of the answer, if it gave any and somebody waited."""
+        if not isinstance(over, Try) or over.is_unheard:
+            return None
         first = next(filter(_is_content, islice(seen, self._state.mark, None)), None)
-        return None if first is None or first.timestamp is None else max(first.timestamp - self._zero - began, 0.0)
+        return None if first is None or first.timestamp is None else max(first.timestamp - self._zero - over.began, 0.0)
 
     def _prospect(self, current: Try) -> tuple[Ladder, Failover]:
         """Return ladder and walk as they are once the attempt under way is over."""
@@ -229,7 +231,7 @@ class Attempts(Journal):
         state, seen, end = self._state, [*self.log, *events], now + self._zero
         whole = Delivered.of(seen)
         label, seconds = self._servers[current.server].label, now - current.began
-        why, first = self._why(current.server), self._first_token(current.began, seen)
+        why, first = self._why(current.server), self._first_token(current, seen)
         done = Attempt(label, "ok", faults.STREAM, "", len(whole.text), False, seconds, 200, current.rung, why, first)
         spent = state.ladder.delivered.chunks if current.rung in (RAW, PREFILL) else 0
         if self._question.is_full(spent):

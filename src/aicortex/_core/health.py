@@ -7,9 +7,9 @@
     half-open   closed       the request was answered
     half-open   open, busy   it was not; the pause is twice as long
 
-What a caller did wrong (4xx) says nothing about a server. A pause is at least as long as the failure took its reader:
-a server that stalls is tried less often than one that refuses. Failures to connect are the whole server's, others those
-of one model on it, so there are two of these for each request.
+What a caller did wrong (4xx) says nothing about a server. A pause is at least as long as the failure took its reader,
+and as the server asked for: one that stalls is tried less often than one that refuses. Failures to connect are the
+whole server's, others those of one model on it, so there are two of these for each request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import msgspec
 
 FIRST_PAUSE = 1.0  # seconds until a server that failed is tried again
 LONGEST_PAUSE = 120.0
-JITTER = 0.2  # share of a pause that is drawn, so that many processes do not come back at once
+LONGEST_REST = 900.0  # as long as a server may ask for itself in Retry-After, jitter included
+JITTER = 0.2  # share of a pause that chance may add, so that many processes do not come back at once
 MEMORY_SECONDS = 120.0  # in which half of what was measured is forgotten: it may have become better or worse
 SHARE = 0.3  # of the newest measurement in the average
 LOOK_SECONDS = 150.0  # how long one that looks keeps others from looking: a process that was killed must not for ever
@@ -43,7 +44,7 @@ class Health(msgspec.Struct, frozen=True):
     (seconds, without loading the model), `gap` (seconds between tokens, as readers saw them) and `pace` (tokens per
     second, as the server says) are averages in which the newest counts most, 0 where nothing was measured;
     `unreliable`, from 0 to 1, is such an average of its failures. `measured` is when they last changed, `answered` when
-    it last gave an answer; `requests` and `failed` count attempts.
+    it last gave an answer, `changed` when anything of this was last written; `requests` and `failed` count attempts.
     """
 
     failures: int = 0
@@ -57,6 +58,7 @@ class Health(msgspec.Struct, frozen=True):
     unreliable: float = 0.0
     measured: float = 0.0
     answered: float = 0.0
+    changed: float = 0.0
     requests: int = 0
     failed: int = 0
 
@@ -64,7 +66,7 @@ class Health(msgspec.Struct, frozen=True):
         """Return "closed", "open", "busy" or "half-open"; the last also while somebody looks."""
         if not self.failures:
             return CLOSED
-        if now < self.until <= now + LONGEST_PAUSE:  # else the clock was set back
+        if now < self.until <= now + LONGEST_REST:  # else the clock was set back
             return BUSY if self.kind == BUSY else OPEN
         return HALF_OPEN
 
@@ -74,11 +76,16 @@ class Health(msgspec.Struct, frozen=True):
 
     def looked_at(self, now: float) -> Health:
         """Return the health once a request is on its way to look."""
-        return msgspec.structs.replace(self, looked=now)
+        return msgspec.structs.replace(self, looked=now, changed=now)
+
+    def left_alone(self, now: float) -> Health:
+        """Return the health once nobody looks any more, and nothing was found out."""
+        return msgspec.structs.replace(self, looked=0.0, changed=now)
 
     def answering(self, now: float) -> Health:
         """Return the health once an answer has begun: whoever waits for the server to be well need not wait longer."""
-        return msgspec.structs.replace(self, failures=0, kind="", cost=0.0, until=0.0, looked=0.0, answered=now)
+        well = msgspec.structs.replace(self, failures=0, kind="", cost=0.0, until=0.0, looked=0.0)
+        return msgspec.structs.replace(well, answered=now, changed=now)
 
     def succeeded(self, now: float, *, first_token: float = 0.0, gap: float = 0.0, pace: float = 0.0) -> Health:
         """Return the health after an answer, with what it was like (0: not measured)."""
@@ -96,6 +103,7 @@ class Health(msgspec.Struct, frozen=True):
             unreliable=self.unreliable * weight * (1 - SHARE),
             measured=now,
             answered=now,
+            changed=now,
             requests=self.requests + 1,
         )
 
@@ -107,9 +115,9 @@ class Health(msgspec.Struct, frozen=True):
         Failures that are not the server's fault change nothing but end its being looked at.
         """
         if kind not in BROKEN_KINDS and kind != BUSY:
-            return msgspec.structs.replace(self, looked=0.0, requests=self.requests + 1)
-        pause = max(FIRST_PAUSE, seconds, retry_after or 0.0) * 2.0 ** min(self.failures, 10)
-        pause = min(pause, LONGEST_PAUSE) * (1 - JITTER * chance)
+            return msgspec.structs.replace(self, looked=0.0, changed=now, requests=self.requests + 1)
+        pause = min(max(FIRST_PAUSE, seconds) * 2.0 ** min(self.failures, 10), LONGEST_PAUSE)
+        pause = max(pause, min(retry_after or 0.0, LONGEST_REST / (1 + JITTER))) * (1 + JITTER * chance)
         return msgspec.structs.replace(
             self,
             failures=self.failures + 1,
@@ -119,6 +127,7 @@ class Health(msgspec.Struct, frozen=True):
             looked=0.0,
             unreliable=SHARE + (1 - SHARE) * self.unreliable * self.trust(now),
             measured=now,
+            changed=now,
             requests=self.requests + 1,
             failed=self.failed + 1,
         )

@@ -41,6 +41,7 @@ UNKNOWN_GAP = 0.03  # seconds between tokens, the same
 ANSWER_TOKENS = 200.0  # how long an answer is taken to be; only how servers compare depends on it
 UNSEEN = 2.0  # what a request under way counts as: other processes have theirs
 LOADED_SECONDS = 300.0  # how long Ollama keeps a model in memory by default
+FAMILIAR_TIMES, FAMILIAR_SECONDS = 3.0, 1.0  # how much longer a wait is accepted for a conversation in the cache
 LOAD_CAP = 1.25  # how many times its share of what is under way a server may have before affinity ends
 LOOK_SECONDS = 5.0  # a failure that took longer is not risked again before the server's turn has come
 
@@ -77,11 +78,13 @@ class Choice(msgspec.Struct, frozen=True):
     """A server's number, and why it stands where it stands, for `.attempts`.
 
     `is_look` says that a request there finds out how a server is that failed: no other one is to do the same.
+    `is_resting` says that it is better left alone.
     """
 
     server: int
     why: str
     is_look: bool = False
+    is_resting: bool = False
 
 
 class View(msgspec.Struct, frozen=True):
@@ -142,7 +145,7 @@ def route(
         first = _familiar(awake, familiar)
     if first is not None:
         choices = [first, *(choice for choice in choices if choice.server != first.server)]
-    return [*choices, *(Choice(view.number, _rest(view, now)) for view in resting)]
+    return [*choices, *(Choice(view.number, _rest(view, now), is_resting=True) for view in resting)]
 
 
 def _views(candidates: Sequence[Candidate], now: float) -> list[View]:
@@ -212,7 +215,7 @@ def _ordered(
 
 def _two_of(views: list[View], chance: Callable[[], float]) -> list[View]:
     """Draw two, each as often as its power says, and return the better one first."""
-    left, drawn = list(views), []
+    left, drawn = list(views), list[View]()
     while left and len(drawn) < 2:
         ends = list(accumulate(view.power for view in left))
         drawn.append(left.pop(min(bisect(ends, chance() * ends[-1]), len(left) - 1)))
@@ -274,9 +277,11 @@ def _looked_at(ordered: list[View]) -> Choice | None:
 
 
 def _familiar(awake: list[View], number: int | None) -> Choice | None:
-    """Return the server that knows the conversation, unless it is not well or has more than its share to do."""
+    """Return the server that knows the conversation, unless it is not well, much slower, or has more than its share."""
     view = next((view for view in awake if view.number == number), None)
     if view is None or view.state != CLOSED:
+        return None
+    if view.wait > FAMILIAR_TIMES * min(each.wait for each in awake) + FAMILIAR_SECONDS:
         return None
     power = sum(each.candidate.slots * each.candidate.weight for each in awake)
     share = view.candidate.slots * view.candidate.weight / power

@@ -102,7 +102,17 @@ class Server:
         """Return the text without this server's secrets, which a server may echo in its errors."""
         for secret in self.secrets:
             text = text.replace(secret, "***")
+        for secret in self.secrets:  # an excerpt may end in the middle of one
+            size = next((n for n in range(len(secret) - 1, 3, -1) if text.rstrip("…").endswith(secret[:n])), 0)
+            if size:
+                text = text.rstrip("…")[:-size] + "***"
         return text
+
+    def redact_json(self, data: bytes) -> bytes:
+        """Return JSON without this server's secrets, which a server may echo anywhere."""
+        for secret in self.secrets:
+            data = data.replace(secret.encode(), b"***")
+        return data
 
     def __repr__(self) -> str:
         return f"Server({self.label!r})"
@@ -197,5 +207,5 @@ def _check_header(name: str, value: str) -> None:
 def _secrets_of(userinfo: str, api_key: str | None, headers: Mapping[str, str]) -> tuple[str, ...]:
     """Return the strings that must never be shown, longest first so that none is left in part."""
     found = set(headers.values()) | {value.partition(" ")[2] for value in headers.values()}
-    found |= {api_key or "", userinfo, userinfo.partition(":")[2]}
+    found |= {api_key or "", userinfo, userinfo.partition(":")[2], _unquoted(userinfo.partition(":")[2])}
     return tuple(sorted((secret for secret in found if len(secret) >= 4), key=len, reverse=True))

@@ -47,7 +47,7 @@ class Try(msgspec.Struct, frozen=True):
     """A request that was sent, and its response.
 
     `patience` seconds were added to its first token's deadline, the last of them when the model `is_loaded`; it
-    `is_hedged` once a second server was asked beside it.
+    `is_hedged` once a second server was asked beside it. `is_unheard` says that its first piece came while nobody read.
     """
 
     server: int
@@ -59,6 +59,7 @@ class Try(msgspec.Struct, frozen=True):
     patience: float = 0.0
     is_loaded: bool = False
     is_hedged: bool = False
+    is_unheard: bool = False
 
 
 class State(msgspec.Struct, frozen=True):

@@ -70,6 +70,7 @@ class Exchange:
         watch: Watch | None = None,
     ) -> None:
         BUDGET.earn()
+        resting = watch.resting if watch is not None else frozenset()
         self.answer = Answer(
             servers,
             question,
@@ -81,7 +82,9 @@ class Exchange:
             reasons=reasons,
             memory=MEMORY,
             resume=resume,
-            hedge=Hedge(BUDGET, hedge_after, lambda number: is_idle(servers[number])),
+            hedge=Hedge(
+                BUDGET, hedge_after, lambda number: is_idle(servers[number]) and servers[number].label not in resting
+            ),
         )
         self._servers = servers
         self._question = question
@@ -209,12 +212,16 @@ class Exchange:
         if self._watch is not None:
             outcome = self.answer.outcome
             self._watch.tell(self.answer.attempts, outcome if isinstance(outcome, Result) else None)
-            if self._watch.is_look and self.answer.steady:
-                self._watch.answering(self._servers[self._links[0].number].label)
+            if outcome is not None:
+                self._watch.leave()
         reading = self.answer.reading
         for link in self._links.copy():
             if not any(link.connection.response is wanted for wanted in reading):
                 self._let_go(link)
+        if self._watch is not None and self._watch.look and self.answer.steady and len(self._links) == 1:
+            label = self._servers[self._links[0].number].label
+            if label == self._watch.look:
+                self._watch.answering(label)
         if len(self._links) > 1:
             self._links.sort(key=lambda link: [link.connection.response is wanted for wanted in reading].index(True))
 

@@ -32,7 +32,9 @@ def _addresses(server: Server) -> Sequence[str]:
     try:
         found = addresses_of(server.host, server.port, now + RESOLVE_SECONDS)
     except AttemptFailed:
-        found = []  # whoever connects to the name meets the same failure, and tells it
+        addresses = known[1] if known is not None else ()  # those of before; else whoever connects tells the failure
+        _known[key] = (now, addresses)
+        return addresses
     four = [place[0] for family, _, _, _, place in found if family == AF_INET]
     addresses = tuple(dict.fromkeys(four or [place[0] for *_, place in found]))
     _known[key] = (now, tuple(sorted(addresses)))  # name servers answer in changing order

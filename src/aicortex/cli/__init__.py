@@ -1,7 +1,7 @@
-"""The command line: `aicortex chat | models | servers | embedded`.
+"""The command line: `aicortex chat | models | servers | refresh | bench | doctor | embedded | completion`.
 
-    0    the answer is whole, the list complete
-    1    a server's fault, or no server has the model
+    0    the answer is whole, the list complete, nothing wrong
+    1    a server's fault, no server has the model, or a problem was found
     2    wrong arguments
     130  interrupted with Ctrl-C
     141  whoever read the output has gone, as in `aicortex chat … | head -1`
@@ -27,6 +27,16 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 READER_GONE = 141
+
+ACTIONS = {  # the commands below `servers`
+    "list": ("servers", "run"),
+    "check": ("servers", "run_check"),
+    "add": ("adding", "run"),
+    "remove": ("roster", "run_remove"),
+    "drain": ("roster", "run_drain"),
+    "export": ("roster", "run_export"),
+    "import": ("importing", "run"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,15 +83,15 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
-    if options.command == "chat":
-        from aicortex.cli.chat import run
-    elif options.command == "models":
-        from aicortex.cli.fleet import run_models as run
-    elif options.command == "servers":
-        from aicortex.cli.fleet import run_servers as run
+    """Return what carries out a command: `run` of the module named after it, or what the table above says."""
+    from importlib import import_module
+
+    if options.command == "servers":
+        home, function = ACTIONS[options.action or "list"]
     else:
-        from aicortex.cli.embedded import run
-    return run
+        home, function = options.command, "run"
+    found: Callable[[argparse.Namespace], int] = getattr(import_module(f"aicortex.cli.{home}"), function)
+    return found
 
 
 def _abandon_output() -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from aicortex._core.server import EMBEDDED
 from aicortex.ask import chat
 from aicortex.cli.screens import Screen, choose_screen
 from aicortex.cli.terminal import note
 from aicortex.cli.waiting import Waiting
-from aicortex.fleet import find_servers
+from aicortex.fleet import find_fleet
 
 if TYPE_CHECKING:
     from aicortex import Result, Server, Stream, StreamEvent
-    from aicortex.request import MessageDict
+    from aicortex.request import MessageDict, Routing
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Manner:
     stall_timeout: float
     timeout: float | None
     resume: Literal["continue", "never"] | None
+    routing: Routing | None
+    session: str | None
     json: bool
     plain: bool
     stats: bool
@@ -51,6 +55,8 @@ class Manner:
             stall_timeout=options.stall_timeout,
             timeout=options.timeout,
             resume=options.resume,
+            routing=options.routing,
+            session=options.session,
             json=options.json,
             plain=options.plain,
             stats=options.stats,
@@ -64,8 +70,7 @@ def ask(prompt: str, manner: Manner, *, history: Sequence[MessageDict] = ()) -> 
     """
     with Waiting() as waiting:
         waiting.begin("looking for a server")
-        servers = find_servers(manner.servers)
-        has_engine = any(server.scheme == "embedded" for server in servers)
+        servers, has_engine = _chosen(manner)
         if has_engine:
             waiting.stop()  # the engine says itself what it fetches and starts
         with _open(prompt, manner, history, servers) as stream:
@@ -84,7 +89,23 @@ def ask(prompt: str, manner: Manner, *, history: Sequence[MessageDict] = ()) -> 
     return result
 
 
-def _open(prompt: str, manner: Manner, history: Sequence[MessageDict], servers: Sequence[Server]) -> Stream:
+def _chosen(manner: Manner) -> tuple[Sequence[str | Server] | None, bool]:
+    """Return the servers to ask `chat` for, and whether the embedded engine is among them.
+
+    A server that is the only one was found by asking around, which is not done twice; of others `chat` itself must
+    know whether they were named here, and in what order.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "left out: ")  # `chat` says it
+        fleet = find_fleet(manner.servers)
+    has_engine = any(server.scheme == EMBEDDED for server in fleet.servers)
+    is_certain = len(fleet.servers) == 1 and not fleet.entries
+    return fleet.servers if is_certain else manner.servers, has_engine
+
+
+def _open(
+    prompt: str, manner: Manner, history: Sequence[MessageDict], servers: Sequence[str | Server] | None
+) -> Stream:
     return chat(
         prompt,
         messages=history,
@@ -99,6 +120,8 @@ def _open(prompt: str, manner: Manner, history: Sequence[MessageDict], servers: 
         stall_timeout=manner.stall_timeout,
         timeout=manner.timeout,
         resume=manner.resume,
+        routing=manner.routing,
+        session=manner.session,
     )
 
 
@@ -217,4 +240,5 @@ def stats_line(result: Result) -> str:
     ]
     if len(result.attempts) > 1:
         parts.append(f"{len(result.attempts)} attempts")
-    return ", ".join(parts)
+    why = result.attempts[-1].why
+    return ", ".join(parts) + (f"; chosen: {why}" if why else "")

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import aicortex
+from aicortex.catalogue import models
 from aicortex.cli.asking import Manner, ask
 from aicortex.cli.terminal import fitted, note, report
 from aicortex.errors import AICortexError, AllServersFailedError
-from aicortex.fleet import find_servers, models, plan
+from aicortex.fleet import find_fleet, find_servers
+from aicortex.planning import plan
 
 PROMPT = ">>> "
 CONTINUED = "... "
@@ -121,7 +123,7 @@ class Conversation:
             print("*" if known == self.model else " ", known)
 
     def _choose(self, model: str | None) -> None:
-        route = plan(model, find_servers(self._manner.servers))
+        route = plan(model, find_fleet(self._manner.servers))
         if not route.model:
             failed = zip(route.servers, route.failures, strict=True)
             reasons = "; ".join(f"{server.label}: {failure.message}" for server, failure in failed)

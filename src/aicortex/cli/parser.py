@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
 
 import aicortex
+from aicortex._core.routing import STRATEGIES
+from aicortex.cli.arguments import Command, Parser, add_commands, add_json, add_server, decimal, layout, port, whole
+from aicortex.cli.fleet_parser import BENCH, DOCTOR, MODELS, REFRESH
+from aicortex.cli.servers_parser import SERVERS
 
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
-
-COMMANDS = ("chat", "models", "servers", "embedded")
+PASSWORD = re.compile(r"://[^\s/@]+@")  # user info in a URL, which is never repeated
+SHELLS = ("bash", "zsh", "fish")
 EXIT_STATUS = "exit status: 0 whole, 1 failed, 2 wrong arguments, 130 interrupted"
 
 MAIN_EXAMPLES = """\
@@ -21,10 +22,12 @@ examples:
   aicortex chat "Why is the sky blue?"
   git diff | aicortex chat "Write a commit message for this."
   aicortex chat
-  aicortex servers
+  aicortex servers add desk:11434
+  aicortex doctor
 
-servers: those named with --server, else AICORTEX_SERVERS, else the Ollama at
-OLLAMA_HOST or on this machine, else the embedded engine.
+servers: those named with --server, else AICORTEX_SERVERS, else those added with
+'aicortex servers add' or named in aicortex.toml, else the Ollama at OLLAMA_HOST
+or on this machine, else the embedded engine.
 'aicortex COMMAND --help' says more about a command."""
 
 CHAT_EXAMPLES = f"""\
@@ -34,27 +37,12 @@ examples:
   aicortex chat "Summarise this." < report.txt
   aicortex chat - < question.txt
   aicortex chat --server desk:11434 --server rack:11434 --stats "Tell a story."
+  aicortex chat --routing fastest --session novel "Tell the next chapter."
   aicortex chat --json "Hello" | jq -j 'select(.type == "token").content'
   aicortex chat
 
 Ctrl-C stops the answer, on the server too.
 {EXIT_STATUS}"""
-
-MODELS_EXAMPLES = """\
-examples:
-  aicortex models
-  aicortex models --server desk:11434 --server rack:11434
-  aicortex models --json | jq -r '.[].model'
-
-exit status: 0 at least one server answered, 1 none did, 2 wrong arguments"""
-
-SERVERS_EXAMPLES = """\
-examples:
-  aicortex servers
-  AICORTEX_SERVERS=desk:11434,rack:11434 aicortex servers
-  aicortex servers --json | jq -r '.[] | select(.answers).url'
-
-exit status: 0 at least one server answered, 1 none did, 2 wrong arguments"""
 
 EMBEDDED_EXAMPLES = """\
 examples:
@@ -65,15 +53,13 @@ examples:
 It listens on this machine only, until Ctrl-C.
 exit status: 0 ended with Ctrl-C, 1 failed, 2 wrong arguments"""
 
+COMPLETION_EXAMPLES = """\
+examples:
+  aicortex completion bash > ~/.local/share/bash-completion/completions/aicortex
+  aicortex completion zsh > ~/.zfunc/_aicortex  # a folder of your fpath
+  aicortex completion fish > ~/.config/fish/completions/aicortex.fish
 
-class Parser(argparse.ArgumentParser):
-    """A parser that does not keep quiet about an output which cannot be written."""
-
-    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
-        if file is not None and file is sys.stdout:
-            file.write(message)  # argparse itself suppresses the OSError
-        else:
-            super()._print_message(message, file)
+exit status: 0 printed, 2 wrong arguments"""
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -85,19 +71,32 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if not arguments:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
-    if arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+    if arguments[0] not in NAMES and not arguments[0].startswith("-"):
         parser.error(f"there is no command {_short(arguments[0])!r}; did you mean: {_meant(arguments)}?")
-    options, unknown = parser.parse_known_args(arguments)
+    _check_action(parser, arguments)
+    options, unknown = parser.parse_known_args(arguments, argparse.Namespace(json=False, action=None))
     if unknown:
-        command: argparse.ArgumentParser = options.parser if arguments[0] in COMMANDS else parser
+        command: argparse.ArgumentParser = options.parser if arguments[0] in NAMES else parser
         command.error(_unrecognized(unknown, command._option_string_actions))
     return options
+
+
+def _check_action(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Answer a misspelled command of `servers`."""
+    actions = [action.name for action in SERVERS.commands]
+    if arguments[0] != SERVERS.name or len(arguments) < 2 or arguments[1] in actions or arguments[1].startswith("-"):
+        return
+    from difflib import get_close_matches
+
+    similar = get_close_matches(arguments[1].lower(), actions, n=1)
+    meant = f"aicortex servers {similar[0]}" if similar else f"aicortex servers add {_short(arguments[1])}"
+    parser.error(f"there is no command {_short('servers ' + arguments[1])!r}; did you mean: {meant}?")
 
 
 def _short(text: str) -> str:
     from textwrap import shorten
 
-    return shorten(text, 60, placeholder=" ...")
+    return shorten(PASSWORD.sub("://…@", text), 60, placeholder=" ...")
 
 
 def _meant(arguments: Sequence[str]) -> str:
@@ -106,7 +105,7 @@ def _meant(arguments: Sequence[str]) -> str:
     from itertools import takewhile
     from shlex import quote
 
-    similar = get_close_matches(arguments[0].lower(), COMMANDS, n=1, cutoff=0.8)  # a prompt's first word is seldom so
+    similar = get_close_matches(arguments[0].lower(), NAMES, n=1, cutoff=0.8)  # a prompt's first word is seldom so
     if similar:
         return f"aicortex {similar[0]}"
     prompt = _short(" ".join(takewhile(lambda word: not word.startswith("-"), arguments)))
@@ -115,46 +114,27 @@ def _meant(arguments: Sequence[str]) -> str:
 
 
 def _unrecognized(unknown: Sequence[str], known: Iterable[str]) -> str:
+    """Return what there is to say of arguments that nobody asked for; the values of options may be secrets."""
     from difflib import get_close_matches
 
-    options = [word for word in unknown if word.startswith("-")]  # what follows a wrong one is its value, or the prompt
-    words = f"unrecognized arguments: {' '.join(options or unknown)}"
-    names = [option.partition("=")[0] for option in options]
+    names = [word.partition("=")[0] for word in unknown if word.startswith("-")]  # behind a wrong one is its value
+    words = f"unrecognized arguments: {' '.join(names) or _short(' '.join(unknown))}"
     similar = [match for name in names for match in get_close_matches(name, known, n=1)]
     return f"{words}; did you mean {' and '.join(similar)}?" if similar else words
 
 
 def build_parser(columns: int | None = None) -> argparse.ArgumentParser:
     """Return the parser of the whole command line; its help is `columns` wide, by default as the terminal."""
-    layout = partial(argparse.RawDescriptionHelpFormatter, width=columns, max_help_position=28)
     parser = Parser(
         prog="aicortex",
         usage="aicortex [--help] [--version] COMMAND ...",
         description="Stream answers from the Ollama servers you own.",
         epilog=MAIN_EXAMPLES,
-        formatter_class=layout,
+        formatter_class=layout(columns),
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"aicortex {aicortex.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
-    for name, options, summary, examples, add in (
-        ("chat", "[options] [PROMPT ...]", "ask a model, or talk with it", CHAT_EXAMPLES, _add_chat),
-        ("models", "[options]", "list the models the servers have", MODELS_EXAMPLES, _add_models),
-        ("servers", "[options]", "list the servers and how they are", SERVERS_EXAMPLES, _add_servers),
-        ("embedded", "[options]", "run the embedded engine as an Ollama server", EMBEDDED_EXAMPLES, _add_embedded),
-    ):
-        command = commands.add_parser(
-            name,
-            prog=f"aicortex {name}",
-            usage=f"aicortex {name} {options}",
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=examples,
-            formatter_class=layout,
-            allow_abbrev=False,
-        )
-        command.set_defaults(parser=command)
-        add(command)
+    add_commands(parser, COMMANDS, columns, "command")
     return parser
 
 
@@ -166,76 +146,65 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", nargs="*", help=words)
     words = "the model to ask; by default AICORTEX_MODEL, or else one that the servers have"
     parser.add_argument("--model", metavar="NAME", help=words)
-    _add_server(parser)
+    _add_choosing(parser)
     parser.add_argument("--system", metavar="TEXT", help="instructions that go before the conversation")
-    parser.add_argument("--temperature", metavar="T", type=_decimal, help="0 for the likeliest words, 1 for variety")
-    parser.add_argument("--max-tokens", metavar="N", type=_whole, help="end the answer after so many tokens")
+    parser.add_argument("--temperature", metavar="T", type=decimal, help="0 for the likeliest words, 1 for variety")
+    parser.add_argument("--max-tokens", metavar="N", type=whole, help="end the answer after so many tokens")
     parser.add_argument(
-        "--seed", metavar="N", type=_whole, help="draw the same chances again: the same server repeats its answer"
+        "--seed", metavar="N", type=whole, help="draw the same chances again: the same server repeats its answer"
     )
+    _add_deadlines(parser)
+    add_json(parser, "write the events of the stream, one JSON object a line")
+    words = "write the answer as it is; without this a terminal shows Markdown rendered"
+    parser.add_argument("--plain", "--no-markdown", action="store_true", help=words)
+    words = "add on stderr: time to the first token, tokens per second, server, and why that server"
+    parser.add_argument("--stats", action="store_true", help=words)
+
+
+def _add_choosing(parser: argparse.ArgumentParser) -> None:
+    """Add what says which server is asked."""
+    add_server(parser)
+    words = (
+        f"which server is asked first: {', '.join(STRATEGIES)}; by default AICORTEX_ROUTING, or else balanced, and "
+        "order for those named with --server"
+    )
+    parser.add_argument("--routing", metavar="STRATEGY", choices=STRATEGIES, help=words)
+    words = "what belongs together: the server that knows this session is asked again, because it has it in its cache"
+    parser.add_argument("--session", metavar="NAME", help=words)
+
+
+def _add_deadlines(parser: argparse.ArgumentParser) -> None:
+    """Add how long things may take, and what follows when they take longer."""
     words = (
         "when the first token is so late, ask a second idle server as well; the first to speak gives the answer "
         "(by default never)"
     )
-    parser.add_argument("--hedge-after", metavar="SECONDS", type=_decimal, help=words)
+    parser.add_argument("--hedge-after", metavar="SECONDS", type=decimal, help=words)
     words = "how long a server may be silent in the middle of the answer before it has failed (default: %(default)g)"
-    parser.add_argument("--stall-timeout", metavar="SECONDS", type=_decimal, default=30.0, help=words)
+    parser.add_argument("--stall-timeout", metavar="SECONDS", type=decimal, default=30.0, help=words)
     words = "how long the whole answer may take; the start of the embedded engine and its one download do not count"
-    parser.add_argument("--timeout", metavar="SECONDS", type=_decimal, help=words)
+    parser.add_argument("--timeout", metavar="SECONDS", type=decimal, help=words)
     words = "whether another server goes on with an answer that breaks off; by default AICORTEX_RESUME, or else it does"
     parser.add_argument("--resume", choices=["continue", "never"], help=words)
-    parser.add_argument("--json", action="store_true", help="write the events of the stream, one JSON object a line")
-    words = "write the answer as it is; without this a terminal shows Markdown rendered"
-    parser.add_argument("--plain", "--no-markdown", action="store_true", help=words)
-    words = "add on stderr: time to the first token, tokens per second, server"
-    parser.add_argument("--stats", action="store_true", help=words)
-
-
-def _add_server(parser: argparse.ArgumentParser) -> None:
-    words = "a server to use, as host, host:port or URL; several may be given, best first"
-    parser.add_argument("--server", metavar="ADDRESS", action="append", help=words)
-
-
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    _add_server(parser)
-    words = (
-        "write a JSON array of objects: model, digest, size (bytes), parameter_size, quantization, urls (of the "
-        "servers that have it), loaded_on (of those that have it in memory)"
-    )
-    parser.add_argument("--json", action="store_true", help=words)
-
-
-def _add_servers(parser: argparse.ArgumentParser) -> None:
-    _add_server(parser)
-    words = (
-        "write a JSON array of objects: url, answers, version, round_trip (seconds), models (how many), loaded "
-        "(names of those in memory), error (why it does not answer); null is unknown"
-    )
-    parser.add_argument("--json", action="store_true", help=words)
 
 
 def _add_embedded(parser: argparse.ArgumentParser) -> None:
     words = "the port on 127.0.0.1; 0 picks a free one (default: %(default)s)"
-    parser.add_argument("--port", metavar="N", type=_port, default=11434, help=words)
+    parser.add_argument("--port", metavar="N", type=port, default=11434, help=words)
     parser.add_argument("--name", metavar="MODEL", help="offer its model under another name, such as llama3.2:3b")
+    add_json(parser, "say where it listens as one line of JSON: url, model")
 
 
-def _decimal(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"one of {', '.join(SHELLS)}")
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
-def _port(text: str) -> int:
-    port = _whole(text)
-    if not 0 <= port < 65536:
-        raise argparse.ArgumentTypeError(f"{port} is no port: it is a number from 0 to 65535")
-    return port
+CHAT = Command("chat", "[options] [PROMPT ...]", "ask a model, or talk with it", CHAT_EXAMPLES, _add_chat)
+EMBEDDED = Command(
+    "embedded", "[options]", "run the embedded engine as an Ollama server", EMBEDDED_EXAMPLES, _add_embedded
+)
+COMPLETION = Command(
+    "completion", "SHELL", "print a script that lets a shell complete commands", COMPLETION_EXAMPLES, _add_completion
+)
+COMMANDS = (CHAT, MODELS, SERVERS, REFRESH, BENCH, DOCTOR, EMBEDDED, COMPLETION)
+NAMES = tuple(command.name for command in COMMANDS)

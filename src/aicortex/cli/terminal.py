@@ -70,11 +70,11 @@ def note(words: str) -> None:
     print(fitted(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
-def fitted(line: str) -> str:
+def fitted(line: str, *, indent: int = 2) -> str:
     """Return a line broken between words where the terminal ends; what it goes on with is indented."""
     from textwrap import fill
 
-    return fill(line, width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return fill(line, width(), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def report(error: Exception) -> None:

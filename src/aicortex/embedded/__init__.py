@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from aicortex.errors import EmbeddedEngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aicortex.embedded.process import EngineProcess
 
 __all__ = ["discard", "ensure_running", "is_available", "model_name", "serve", "stop"]
@@ -86,12 +88,22 @@ def discard(port: int) -> None:
     _end(port)
 
 
-def serve(host: str = "127.0.0.1", port: int = 11434, name: str | None = None) -> int:
+def _tell(url: str, name: str) -> None:
+    print(f"Serving {name} at {url} as Ollama does. Ctrl-C ends it.\nUse it: OLLAMA_HOST={url}", flush=True)
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 11434,
+    name: str | None = None,
+    *,
+    announce: Callable[[str, str], None] = _tell,
+) -> int:
     """Serve the engine in the foreground until Ctrl-C or SIGTERM; return the exit status.
 
     `name` is the one name the model is reported and accepted under. Only loopback addresses are taken: the
-    engine asks nobody for a key. Raise ValueError for what is no model name, and EmbeddedEngineError, for a port
-    that is taken too.
+    engine asks nobody for a key. `announce` is called with URL and name once it answers. Raise ValueError for what is
+    no model name, and EmbeddedEngineError, for a port that is taken too.
     """
     import signal
 
@@ -106,7 +118,7 @@ def serve(host: str = "127.0.0.1", port: int = 11434, name: str | None = None) -
     try:
         process = _start("127.0.0.1" if host == "localhost" else host, port, name, None, quiet=False)
         url = f"http://{f'[{host}]' if ':' in host else host}:{process.port}"
-        print(f"Serving {name} at {url} as Ollama does. Ctrl-C ends it.\nUse it: OLLAMA_HOST={url}", flush=True)
+        announce(url, name)
         print(f"aicortex: the engine {process.wait()}\n{process.last_words()}".rstrip(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -29,14 +29,16 @@ from aicortex.registry.paths import DATA_VARIABLE, data_path
 BUSY_SECONDS = 5.0  # how long a write waits for another process's
 KEPT_MEASUREMENTS = 20  # of each model of each address
 STRANGER_SECONDS = 30 * 86400.0  # after which an unnamed address is forgotten: names that stand for many change theirs
+CLOCK_SECONDS = 60.0  # what was written later than that from now was written by a clock that went wrong
 HEALTH_SECONDS = 7 * 86400.0  # after which health that nobody wrote again says nothing any more
 WRITABLE = f"make the file and its folder writable, or name another folder in {DATA_VARIABLE}"
+DAMAGED = "move the file away, and add the servers again"
 ADVICE = (
     ("locked", "another process keeps it busy: try again"),
     ("readonly", WRITABLE),
     ("unable to open", WRITABLE),
     ("disk is full", "make room on the disk"),
-    ("", "move the file away, and add the servers again"),  # damaged, or no registry at all
+    ("", DAMAGED),  # or no registry at all
 )
 
 
@@ -107,12 +109,13 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Return everything that is known, health aside, as of one moment."""
         servers, conditions, models, measurements = self._read(*tables.EVERYTHING)
-        return Snapshot(
-            tables.servers_of(servers),
-            {row[0]: Condition(*row) for row in conditions},
-            tables.models_of(models),
-            {(row[0], row[1]): Measurement(*row) for row in measurements},
-        )
+        with _understood(self.path):
+            return Snapshot(
+                tuple(map(checked, tables.servers_of(servers))),
+                {row[0]: Condition(*row) for row in conditions},
+                tables.models_of(models),
+                {(row[0], row[1]): Measurement(*row) for row in measurements},
+            )
 
     def apply(self, observations: Iterable[Observation]) -> None:
         """Write what a refresh found, all or nothing.
@@ -143,7 +146,7 @@ class Registry:
         return {(row[0], row[1]): Health(*row[2:]) for row in rows}
 
     def write_health(self, rows: Mapping[tuple[str, str], Health]) -> None:
-        """Write the health of these addresses and models, and leave that of all others.
+        """Write the health of these addresses and models where it is newer, and leave that of all others.
 
         What nobody has written for a week is dropped.
         """
@@ -152,7 +155,7 @@ class Registry:
         now = time.time()
         cells = [(*key, *tables.cells_of(health, tables.HEALTH), now) for key, health in rows.items()]
         with self._writing() as connection:
-            connection.executemany(tables.insert("health", ("url", "model", *tables.HEALTH, "written_at")), cells)
+            connection.executemany(tables.WRITE_HEALTH, [(*row, now + CLOCK_SECONDS) for row in cells])
             connection.execute("DELETE FROM health WHERE written_at < ?", (now - HEALTH_SECONDS,))
 
     def version(self) -> int:
@@ -262,7 +265,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def _connected(path: str, patience: float) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
+    name, is_uri = path, False
+    if not (os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)):
+        from urllib.parse import quote  # 10 ms to import
+
+        has_log = os.path.exists(f"{path}-wal")  # then somebody writes; else SQLite wants to make one before it reads
+        name, is_uri = f"file:{quote(path)}?mode=ro{'' if has_log else '&immutable=1'}", True
+    connection = sqlite3.connect(name, timeout=patience, isolation_level=None, check_same_thread=False, uri=is_uri)
     try:
         connection.execute("PRAGMA synchronous = NORMAL")  # in write-ahead mode that is safe from kills
     except BaseException:
@@ -282,6 +291,15 @@ def _explained(path: str) -> Iterator[None]:
         raise RegistryError(f"the registry {path}: {words}; {advice}") from error
     except OSError as error:
         raise RegistryError(f"the registry {path}: {error.strerror or error}; {WRITABLE}") from error
+
+
+@contextmanager
+def _understood(path: str) -> Iterator[None]:
+    """Turn what is wrong with rows that this program cannot have written into a RegistryError."""
+    try:
+        yield
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise RegistryError(f"the registry {path} is damaged ({error}); {DAMAGED}") from error
 
 
 def _entries(connection: sqlite3.Connection) -> tuple[ServerEntry, ...]:

@@ -41,6 +41,11 @@ AT_MOST = ", ".join("max(at)" if name == "at" else name for name in MEASUREMENT)
 NEWEST = f"SELECT {AT_MOST} FROM measurements GROUP BY url, model"
 EVERYTHING = (ALL_SERVERS, ALL_CONDITIONS, ALL_MODELS, NEWEST)  # but health
 ALL_HEALTH = f"SELECT url, model, {', '.join(HEALTH)} FROM health"
+_OF_HEALTH = ("url", "model", *HEALTH, "written_at")
+# What a process knew long ago must not take the place of what others have found since
+WRITE_HEALTH = f"""INSERT INTO health ({", ".join(_OF_HEALTH)}) VALUES ({", ".join("?" for _ in _OF_HEALTH)})
+    ON CONFLICT (url, model) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _OF_HEALTH[2:])}
+    WHERE excluded.changed >= health.changed OR health.changed > ?"""
 TRIM = """DELETE FROM measurements WHERE url = ? AND model = ? AND at < (
     SELECT at FROM measurements WHERE url = ? AND model = ? ORDER BY at DESC LIMIT 1 OFFSET ?)"""
 STRANGERS = "SELECT url FROM conditions WHERE checked_at < ? AND url NOT IN (SELECT url FROM servers)"

@@ -109,7 +109,7 @@ def ask_json(server: Server, path: str, shape: type[T], *, body: bytes = b"", du
     try:
         response = call(server, "POST" if body else "GET", path, body, due=due)
         if response.status == 200:
-            return msgspec.json.decode(b"".join(response.body), type=shape)
+            return msgspec.json.decode(server.redact_json(b"".join(response.body)), type=shape)
         failure = faults.of_status(response)
     except AttemptFailed as error:
         failure = error.failure

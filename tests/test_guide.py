@@ -198,7 +198,9 @@ def test_handling_all_event_types(tmp_path: Path, engine: dict[str, str]) -> Non
 def test_handling_a_server_that_fails(tmp_path: Path) -> None:
     """The robust handler reports the server that failed, and prints the answer of the next one."""
     with FakeServer(Status(500), models=["llama3.2:3b"]) as first, FakeServer(models=["llama3.2:3b"]) as second:
-        printed = Example(tmp_path, "Handling All Event Types").run(AICORTEX_SERVERS=f"{first.url} {second.url}")
+        printed = Example(tmp_path, "Handling All Event Types").run(
+            AICORTEX_SERVERS=f"{first.url} {second.url}", AICORTEX_ROUTING="order"
+        )
     assert f"⚠️ Server error: {first.url}: HTTP 500" in printed
     assert "The quick brown fox jumps over the lazy dog.\n\n✅ Done — 44 chars, 9 tokens" in printed
 

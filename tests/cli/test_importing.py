@@ -63,7 +63,7 @@ def test_import(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_dry_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`--dry-run` says the same and does nothing."""
+    """`--dry-run` says what would be done and does nothing."""
     before = known()
     ended = here(capsys, "servers", "import", str(file), "--dry-run")
     assert (ended.status, ended.err) == (0, "aicortex: nothing was done: 2 changes in all\n")

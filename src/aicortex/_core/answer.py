@@ -34,7 +34,6 @@ from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
 
 NO_ANSWERS = ("load", "unload")  # reasons of a reply that only moved the model (protocol: "Framing")
-LATE_SECONDS = 0.1  # after which a reader no longer knows when the first token came
 RELEASED_PIECES = 1024  # decoded pieces of a body that may wait to be dropped
 
 
@@ -230,7 +229,7 @@ class Answer(Waiting):
         state = self._state
         if progress.heard is not None and state.beside:
             state = replace(state, beside=(), wants=())
-        if before.heard is None and progress.heard is not None and self._since > current.sent + LATE_SECONDS:
+        if before.heard is None and progress.heard is not None and self._comes_late(current):
             state = replace(state, current=replace(current, is_unheard=True))
         self._commit(events, state, self._paced(before, progress, len(events), now))
         self.steady = self._is_open and progress.heard is not None

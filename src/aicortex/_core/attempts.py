@@ -20,6 +20,7 @@ from aicortex._core.state import Connect, Progress, State, Try, without
 from aicortex.errors import StreamCancelledError
 from aicortex.events import StreamEvent
 
+LATE_SECONDS = 0.1  # after which a reader no longer knows when the first token came
 PACE_SECONDS = 5.0  # of waiting, between two looks at the pace
 RUNG_KINDS = frozenset({"rejected", "denied", "bad_response", "diverged"})  # another rung may still work at this server
 
@@ -149,10 +150,14 @@ class Attempts(Journal):
 
     def _first_token(self, over: Try | Connect, seen: Sequence[StreamEvent]) -> float | None:
         """Return how long an attempt took to give the first piece of the answer, if it gave any and somebody waited."""
-        if not isinstance(over, Try) or over.is_unheard:
+        if not isinstance(over, Try) or over.is_unheard or (self._progress.heard is None and self._comes_late(over)):
             return None
         first = next(filter(_is_content, islice(seen, self._state.mark, None)), None)
         return None if first is None or first.timestamp is None else max(first.timestamp - self._zero - over.began, 0.0)
+
+    def _comes_late(self, current: Try) -> bool:
+        """Whether the reader began to wait when the first piece may have been there already."""
+        return self._since > current.sent + LATE_SECONDS
 
     def _prospect(self, current: Try) -> tuple[Ladder, Failover]:
         """Return ladder and walk as they are once the attempt under way is over."""

@@ -147,3 +147,25 @@ def test_one_address_of_a_name() -> None:
     )
     assert one == name.at("10.0.0.1")
     assert len({name, one, name.at("10.0.0.2"), Server("https://10.0.0.1/ollama", api_key="sesame")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("the key sesame-4711 is wrong", "the key *** is wrong"),
+        ("the key sesame-47…", "the key ***"),
+        ("the key sesa", "the key ***"),
+        ("ends in ses", "ends in ses"),
+        ("", ""),
+    ],
+)
+def test_secrets_are_taken_out_also_where_they_are_cut_off(text: str, shown: str) -> None:
+    """An excerpt may end in the middle of one; three characters of it say little."""
+    assert Server("desk", api_key="sesame-4711").redact(text) == shown
+
+
+def test_passwords_are_secrets_as_they_are_meant() -> None:
+    """A password that is quoted in the URL is one in plain letters as well."""
+    server = Server("http://me:p%40ssword@desk")
+    assert server.redact("p%40ssword and p@ssword") == "*** and ***"
+    assert server.redact_json(b'{"digest": "p@ssword"}') == b'{"digest": "***"}'

@@ -230,7 +230,9 @@ def test_recovery_on_the_next_server(tmp_path: Path) -> None:
     """A server that fails is a warning, and the answer comes from the next one."""
     with FakeServer(Status(500), models=["llama3.2:3b"]) as first, FakeServer(models=["llama3.2:3b"]) as second:
         example = Example(tmp_path, "Graceful Error Recovery")
-        printed = example.run(RUN_AND_TELL, "result", AICORTEX_SERVERS=f"{first.url} {second.url}", AICORTEX_ROUTING="order")
+        printed = example.run(
+            RUN_AND_TELL, "result", AICORTEX_SERVERS=f"{first.url} {second.url}", AICORTEX_ROUTING="order"
+        )
     assert printed.startswith(f"\n[Warning: {first.url}: HTTP 500")
     assert json.loads(printed.splitlines()[-1]) == "The quick brown fox jumps over the lazy dog."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -197,6 +198,7 @@ def version_of(body: bytes) -> str:
         return ""
 
 
+@lru_cache(maxsize=4096)  # a fleet's lists are looked through for each request
 def full_name(model: str) -> str:
     """Return a model's name with its tag: without one, Ollama means `:latest`."""
     return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"

@@ -16,8 +16,9 @@ from aicortex.errors import ModelNotFoundError
 from aicortex.fleet import FRESH_SECONDS, Details, Fleet, Model, catalogue, knowledge, survey
 
 if TYPE_CHECKING:
-    from aicortex.board import Seat, Watch
+    from aicortex.board import Seat
     from aicortex.registry.entries import ModelEntry
+    from aicortex.watch import Watch
 
 EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert", "nomic-bert-moe", "gemma-embedding"})  # they cannot chat
 _known: dict[Server, tuple[float, tuple[Model, ...] | Failure]] = {}  # when each was asked, and what it said
@@ -84,7 +85,8 @@ def _routed(
     if len(order) == 1 and not fleet.has_registry:
         names = [] if everyone[order[0]].name == model else [everyone[order[0]].name]
         return Plan(model, order, digests=digests, names=names, reasons=["the only server"])
-    from aicortex.board import BOARD, Watch
+    from aicortex.board import BOARD
+    from aicortex.watch import Watch
 
     strategy = routing or settings.default_routing(fleet.config) or ("order" if fleet.is_ordered else "balanced")
     first = having or silent

@@ -42,9 +42,8 @@ class Answer(Waiting):
 
     `servers` are in order of preference, `reasons` say why; `digests` name their weights ("" where unknown), `names`
     the model on each if it is not the question's on all. `resume` says whether an answer that broke off is continued.
-    `log` holds the events and only grows. `steady` says that chunks are coming and only the silence between them
-    counts: the front end may read on without asking for the next step. `spare` is the reply that said it was done,
-    although the last bytes of its framing may still be on their way.
+    `log` holds the events and only grows. `steady` says that only the silence between chunks counts: the front end may
+    read on without asking for the next step. `spare` is the reply that said it was done, before its framing ended.
     """
 
     __slots__ = ("_is_open", "_released", "spare")

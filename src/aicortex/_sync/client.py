@@ -24,7 +24,7 @@ from aicortex._sync.pool import POOL, reach
 from aicortex.in_flight import Claim, count
 
 if TYPE_CHECKING:
-    from aicortex.board import Watch
+    from aicortex.watch import Watch
 
 BUDGET = Budget()  # of this process, for asking a second server
 MEMORY: Memory = {}  # what this process has learned about kinds of servers

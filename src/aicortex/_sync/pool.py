@@ -94,8 +94,22 @@ def reach(
 
 
 def call(server: Server, method: str, path: str, body: bytes = b"", *, due: float) -> Response:
-    """Make one request and return its whole response; raises AttemptFailed."""
-    place, connection = reach(server, lambda: due, opening=[])
+    """Make one request and return its whole response; raises AttemptFailed.
+
+    On a kept connection that breaks without a reply it is made once more: the server may have closed it before.
+    """
+    try:
+        return _call(server, method, path, body, due=due)
+    except _StaleConnection:
+        return _call(server, method, path, body, due=due, fresh=True)
+
+
+class _StaleConnection(AttemptFailed):
+    """A kept connection broke before anything of the reply had come."""
+
+
+def _call(server: Server, method: str, path: str, body: bytes, *, due: float, fresh: bool = False) -> Response:
+    place, connection = reach(server, lambda: due, opening=[], fresh=fresh)
     try:
         response = connection.send(method, path, place, body, due=due)
         while not response.ended:
@@ -108,11 +122,18 @@ def call(server: Server, method: str, path: str, body: bytes = b"", *, due: floa
     except TimeoutError:
         connection.close()
         raise AttemptFailed(Failure("stalled", "reply", "did not answer in time")) from None
+    except AttemptFailed as error:
+        connection.close()
+        heard = connection.response
+        if connection.reused and not (heard.heads or heard.head_bytes):
+            raise _StaleConnection(error.failure) from error
+        raise
     except BaseException:
         connection.close()
         raise
     if response.fault is not None or not response.started:
         connection.close()
-        raise AttemptFailed(faults.of_end(response, phase="reply"))
+        failure = faults.of_end(response, phase="reply")
+        raise _StaleConnection(failure) if connection.reused and not response.head_bytes else AttemptFailed(failure)
     POOL.release(place, connection)
     return response

@@ -133,7 +133,10 @@ class FakeServer:
             self._stop_listening()
             if not self._stopping:
                 self._listener = self._bind()
-        self._interrupt_all(reset=True)
+        threads = self._interrupt_all(reset=True)
+        if threading.current_thread() not in threads:  # a reply may call this itself, and another one wait for it
+            for thread in threads:
+                thread.join()
 
     def stop(self) -> None:
         """Close every connection, free the port and wait for every thread to end."""

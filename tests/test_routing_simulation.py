@@ -14,8 +14,7 @@ from aicortex._core.routing import BALANCED, RANDOM, ROUND_ROBIN
 RIVALS = (RANDOM, ROUND_ROBIN, PLAIN_RANDOM, PLAIN_ROUND_ROBIN)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("servers", "minutes"), [(10, 15.0), (50, 2.0)])
+@pytest.mark.parametrize(("servers", "minutes", "seed"), [(10, 10.0, 0), (10, 10.0, 1), (10, 10.0, 2), (50, 1.0, 0)])
 def test_balanced_is_best_for_those_who_wait_longest(servers: int, minutes: float, seed: int) -> None:
     """Against random and round robin, with and without health, its p99 is the least, and nobody stays unanswered."""
     scenario = draw(Plan(servers, minutes), seed)

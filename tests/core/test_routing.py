@@ -111,6 +111,34 @@ def test_balanced_draws_by_power() -> None:
     assert seen["d"] > 3 * max(seen[name] for name in "fgh")
 
 
+def firsts(fleet: list[Candidate], times: int = 2000) -> Counter[str]:
+    """Count who is asked first under `balanced`."""
+    random = Random(1)
+    return Counter(order(fleet, "balanced", chance=random.random)[0] for _ in range(times))
+
+
+def test_balanced_draws_by_weight() -> None:
+    """A server of ten times the weight is asked more often than it would be drawn among equals, 2 of 8."""
+    assert firsts([candidate(name, weight=10.0 if name == "d" else 1.0) for name in "abcdefgh"])["d"] > 1200
+
+
+def test_balanced_draws_the_slow_in_tokens_less_often() -> None:
+    """Of servers whose first token is alike, one that writes ten times slower is drawn a tenth as often."""
+    fleet = [candidate(name, model=measured(1.0, 0.1 if name == "d" else 0.01)) for name in "abcdefgh"]
+    assert 0 < firsts(fleet)["d"] < 80
+
+
+def test_a_pace_is_enough_to_know_the_answers_before() -> None:
+    """A refresh measures only what the server says of itself: where requests are under way, that counts too."""
+    slow, fast = (Health(first_token=1.0, pace=pace, measured=NOW, answered=NOW) for pace in (5.0, 100.0))
+    assert order([candidate("slow", model=slow, under_way=1), candidate("fast", model=fast, under_way=1)])[0] == "fast"
+
+
+def test_an_unknown_round_trip_is_far() -> None:
+    """Of two at one place the one whose distance is known goes first, though the other one would answer sooner."""
+    assert order([candidate("unknown", 0.5), candidate("known", round_trip=0.5)], "nearest")[0] == "known"
+
+
 def test_nearest() -> None:
     """Those at this place first, then by round trip; an unknown one is far; a full one overflows."""
     fleet = [

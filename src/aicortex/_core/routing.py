@@ -38,6 +38,7 @@ FAILURE_SECONDS = 30.0  # what a failure counts as
 LOAD_SECONDS = 5.0  # what loading a model counts as: 10 makes `fastest` queue at the few servers known to be warm
 UNKNOWN_SECONDS = 1.0  # what a first token counts as where none was measured
 UNKNOWN_GAP = 0.03  # seconds between tokens, the same
+LEAST_GAP, LONGEST_GAP = 1e-5, 60.0  # what a server may claim: no answer takes no time, and none for ever
 ANSWER_TOKENS = 200.0  # how long an answer is taken to be; only how servers compare depends on it
 UNSEEN = 2.0  # what a request under way counts as: other processes have theirs
 LOADED_SECONDS = 300.0  # how long Ollama keeps a model in memory by default
@@ -163,7 +164,8 @@ def _usual(measured: list[float], unknown: float) -> float:
 
 def _gap(model: Health) -> float:
     """Return the seconds between tokens, 0 where unknown; a short measurement knows only what the server says."""
-    return model.gap or (1 / model.pace if model.pace else 0.0)
+    gap = model.gap or (1 / model.pace if model.pace else 0.0)
+    return min(max(gap, LEAST_GAP), LONGEST_GAP) if gap else 0.0
 
 
 def _view(number: int, each: Candidate, first_token: float, gap: float, now: float) -> View:

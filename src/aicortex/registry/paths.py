@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import lru_cache
 
 DATA_VARIABLE = "AICORTEX_DATA_DIR"
 CONFIG_VARIABLE = "AICORTEX_CONFIG"
@@ -55,7 +56,11 @@ def user_folder(kind: str) -> str:
         where = platformdirs.user_data_dir if kind == "data" else platformdirs.user_config_dir
         return where("aicortex", appauthor=False)
     variable, usual = ("XDG_DATA_HOME", ".local/share") if kind == "data" else ("XDG_CONFIG_HOME", ".config")
-    home = os.environ.get(variable, "")
+    return _xdg_folder(os.environ.get(variable, ""), os.environ.get("HOME", ""), usual)
+
+
+@lru_cache(maxsize=16)
+def _xdg_folder(home: str, _: str, usual: str) -> str:
     if not os.path.isabs(home):  # the XDG specification: a relative path is to be ignored
         home = os.path.join(os.path.expanduser("~"), usual)
     return os.path.join(home, "aicortex")

@@ -11,6 +11,7 @@ import pytest
 from aicortex import (
     AllServersFailedError,
     ModelNotFoundError,
+    Server,
     best_server,
     chat,
     families,
@@ -210,3 +211,17 @@ def test_a_name_without_a_tag_means_latest() -> None:
     """`embed` and `embed:latest` are one model."""
     with having(EMBED) as one:
         assert get_model_info("embed", servers=one.url)["model"] == "embed:latest"
+
+
+def test_other_clients_get_a_server_that_they_can_use() -> None:
+    """One that wants a key is named only when there is no other."""
+    with having(LLAMA) as one, having(LLAMA) as two:
+        keyed = Server(one.url, api_key="sesame")
+        for servers, first in (([keyed, Server(two.url)], two.url), ([keyed], one.url)):
+            assert get_llm_params("llama3.2:3b", strategy="order", servers=servers)["base_url"] == first
+
+
+def test_a_query_is_words() -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="query is words"):
+        search_models(3, servers="desk")  # type: ignore[arg-type]

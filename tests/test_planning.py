@@ -85,8 +85,20 @@ def test_a_missing_key_leaves_its_server_out(monkeypatch: pytest.MonkeyPatch) ->
         registry.add(entry_of(two.url))
         with pytest.warns(RuntimeWarning, match="DESK_KEY is not set"):
             assert chat("Hi") == "two"
+        with pytest.warns(RuntimeWarning, match="DESK_KEY is not set"):
+            assert chat("Hi", servers=["desk", two.url]) == "two"
+        with pytest.raises(CredentialError, match="DESK_KEY is not set"):
+            chat("Hi", servers="desk")
         monkeypatch.setenv("DESK_KEY", "sesame")
         assert {server.label for server in find_fleet().servers} == {one.url, two.url}
+
+
+def test_names_in_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AICORTEX_SERVERS takes names from the registry as the call does."""
+    with FakeServer(answer="one") as one, Registry() as registry:
+        registry.add(entry_of(one.url, name="desk"))
+        monkeypatch.setenv("AICORTEX_SERVERS", "desk")
+        assert chat("Hi") == "one"
 
 
 def test_a_registry_that_cannot_be_read_is_an_error_where_it_is_needed() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from aicortex._core.failover import AttemptFailed, Failure
@@ -62,6 +62,8 @@ def search_models(
     the number of parameters, as a number or as "3B"; a model whose number nobody knows is left out then. Asks and
     raises as `models`; ValueError for what is no number of parameters.
     """
+    if not isinstance(query, str):
+        raise ValueError(f"query is words to look for, not {type(query).__name__}")
     least, most = _parameters_asked("min_params", min_params), _parameters_asked("max_params", max_params)
     census = Census(find_fleet(servers))
     pairs = [(server, model) for server, listed in census.answered.items() for model in listed]
@@ -133,19 +135,19 @@ def best_server(model: str, strategy: str = "fastest", *, servers: Servers = Non
     """
     _check_name(model)
     check_routing(strategy)
-    server, known, census = _best(model, strategy, servers)
+    server, known, census = _best(model, strategy, servers, is_plain=lambda _: True)
     return census.rows([(server, known)])[0]
 
 
 def get_llm_params(model: str, *, strategy: str = FASTEST, servers: Servers = None) -> dict[str, str]:
     """Return `model` and `base_url` of the best server for another client, such as LangChain's `ChatOllama(**params)`.
 
-    The embedded engine is started for this. Keys and headers of a server are not in it. Raises as `best_server`, and
-    EmbeddedEngineError.
+    Servers that want a key, a header or a certificate of their own, which are not in it, come last. The embedded engine
+    is started for this. Raises as `best_server`, and EmbeddedEngineError.
     """
     _check_name(model)
     check_routing(strategy)
-    server, known, _ = _best(model, strategy, servers)
+    server, known, _ = _best(model, strategy, servers, is_plain=_is_plain)
     try:
         return {"model": known.name, "base_url": located(server).label}
     except AttemptFailed as error:  # only of the embedded engine
@@ -192,10 +194,19 @@ def _told(fleet: Fleet, server: Server) -> Row:
     }
 
 
-def _best(model: str, strategy: str, servers: Servers) -> tuple[Server, Model, Census]:
+def _is_plain(server: Server) -> bool:
+    """Whether a client can use a server that knows its URL and no more."""
+    is_trusted = server.verify and not server.ca_file and not server.client_cert
+    return not server.headers and is_trusted and not (server.address and server.scheme == "https")
+
+
+def _best(
+    model: str, strategy: str, servers: Servers, *, is_plain: Callable[[Server], bool]
+) -> tuple[Server, Model, Census]:
     census = Census(find_fleet(servers))
     having = _found(census, model)
     alive = [server for server in having if server not in census.failures] or list(having)
+    alive = list(filter(is_plain, alive)) or alive
     seats = [seat_of(server, having[server].name, census.fleet) for server in alive]
     server = alive[BOARD.rank(seats, strategy)[0].server]
     return server, having[server], census

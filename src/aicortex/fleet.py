@@ -92,14 +92,14 @@ def find_fleet(servers: Sequence[str | Server] | str | Server | None = None) -> 
 def _found(servers: Sequence[str | Server] | str | Server | None, entries: Sequence[ServerEntry]) -> Fleet:
     if servers is not None:
         given = [servers] if isinstance(servers, str | Server) else list(servers)
-        if not given or any(not item for item in given):
-            raise ValueError("servers is empty: name at least one, or leave it out")
         if not all(isinstance(item, str | Server) for item in given):
             raise ValueError("servers is a list of addresses, such as ['desk:11434'], or of Server objects")
-        return _named(given, entries, is_ordered=True)
-    configured = settings.configured_servers()
+        if not given or not all(given):
+            raise ValueError("servers is empty: name at least one, or leave it out")
+        return _usable(_named(given, entries, is_ordered=True))
+    configured = settings.configured_servers({entry.name for entry in entries if entry.name})
     if configured:
-        return _named(configured, entries)
+        return _usable(_named(configured, entries))
     if entries:
         return _usable(fleet_of(entries))
     local = settings.local_server()
@@ -143,18 +143,20 @@ def _named(given: Sequence[str | Server], entries: Sequence[ServerEntry], *, is_
     """Return servers that were named one by one; a name or an address of the registry brings what it knows."""
     by_title = {title: entry for entry in reversed(entries) for title in (entry.url, entry.name) if title}
     found: dict[Server, Any] = {}
+    refused: dict[str, str] = {}
     for item in given:
         server = _parsed(item) if isinstance(item, str) and item not in by_title else item
         entry = by_title.get(server.label if isinstance(server, Server) else server)
         if isinstance(item, Server):  # what the call says of it goes before what is registered
             found[item] = entry
         elif entry is not None:
-            found[_server_of(entry)] = entry
+            _make(entry, found, refused)
         elif isinstance(server, Server):
             found[server] = None
     if any(entry is not None and entry.expand for entry in found.values()):
         found = _expanded(found)
-    return Fleet(list(found), {server: entry for server, entry in found.items() if entry is not None}, is_ordered)
+    known = {server: entry for server, entry in found.items() if entry is not None}
+    return Fleet(list(found), known, is_ordered, refused)
 
 
 def _usable(fleet: Fleet) -> Fleet:
@@ -174,13 +176,18 @@ def fleet_of(entries: Sequence[ServerEntry]) -> Fleet:
     found: dict[Server, Any] = {}
     refused: dict[str, str] = {}
     for entry in entries:
-        try:
-            found[_server_of(entry)] = entry
-        except CredentialError as error:
-            refused[entry.url] = str(error)
+        _make(entry, found, refused)
     if any(entry.expand for entry in found.values()):
         found = _expanded(found)
     return Fleet(list(found), found, refused=refused)
+
+
+def _make(entry: ServerEntry, found: dict[Server, Any], refused: dict[str, str]) -> None:
+    """Add the server of an entry to those found, or to those refused why there is none."""
+    try:
+        found[_server_of(entry)] = entry
+    except CredentialError as error:
+        refused[entry.url] = str(error)
 
 
 _made: dict[str, tuple[ServerEntry, list[str | None], Server]] = {}  # servers by URL, and what they were made of

@@ -17,7 +17,7 @@ A variable goes before what the file says. The embedded engine has its own: see 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from aicortex._core.server import Server, parse_address
@@ -41,11 +41,12 @@ def configuration() -> Config | None:
     return read_config()
 
 
-def configured_servers() -> tuple[Server, ...]:
-    """Return the servers of AICORTEX_SERVERS; raises ValueError that names the variable."""
+def configured_servers(names: Container[str] = ()) -> tuple[str | Server, ...]:
+    """Return the servers of AICORTEX_SERVERS, those of these names as they are; raises ValueError that names it."""
     words = os.environ.get("AICORTEX_SERVERS", "").replace(",", " ").split()
     try:
-        return tuple(_with_key(word, os.environ.get("AICORTEX_API_KEY")) for word in words)
+        key = os.environ.get("AICORTEX_API_KEY")
+        return tuple(word if word in names else _with_key(word, key) for word in words)
     except ValueError as error:
         raise ValueError(f"AICORTEX_SERVERS: {error}") from None
 

@@ -137,11 +137,13 @@ def parse_address(text: str) -> tuple[str, str, str, int, str]:
     scheme = scheme.lower() if separator else "http"
     if scheme not in PORTS:
         raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}")
+    if "?" in rest or "#" in rest:
+        raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}, without a query")
     netloc, slash, path = rest.partition("/")
     userinfo, _, hostport = netloc.rpartition("@")
     host, port = _split_port(hostport, _shown(address))
-    if not _is_clean(host + path) or not path.isascii() or "?" in rest or "#" in rest:
-        raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}, without spaces or a query")
+    if not _is_clean(host + path) or not path.isascii():
+        raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}, without spaces")
     if separator and not host:
         raise ValueError(f"{_shown(address)!r} is no server address: {SPELLINGS}")
     host = WILDCARDS.get(host, host)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from aicortex._sync import names
 from aicortex.fleet import registered
 from aicortex.registry.paths import data_path
 from aicortex.registry.store import Registry
-from aicortex.testing import FakeServer
-from cli.running import here
+from aicortex.testing import FakeServer, Hang
+from cli.running import PATIENCE, finish, here, start
 
 DEAD = "http://127.0.0.1:1"
 SECRET = "sk-verysecret"
@@ -88,7 +89,7 @@ def test_key_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["desk", "--api-key", SECRET], "api_key: a secret is named, not stored: write env:VARIABLE or keyring:"),
         (["desk", "--header", f"X-Key={SECRET}"], "headers: X-Key: a secret is named, not stored"),
-        (["desk", "--header", SECRET], "argument --header: write NAME=VALUE"),
+        (["desk", "--header", SECRET], "argument --header: write NAME=env:VARIABLE"),
         (["desk", f"--apikey={SECRET}"], "unrecognized arguments: --apikey; did you mean --api-key?"),
         ([f"http://me:{SECRET}@desk"], "credentials are not stored"),
         (["http://a b"], "no server address"),
@@ -115,7 +116,7 @@ def test_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("AICORTEX_CONFIG", str(file))
     assert here(capsys, "servers", "add", DEAD, "--name", "desk").status == 0
     for arguments, words in (
-        ([DEAD], f"the server {DEAD} is there already, as desk"),
+        ([DEAD], f"{DEAD} is there already, as desk; change it with 'aicortex servers set desk …'"),
         (["127.0.0.1:2", "--name", "desk"], f"the name desk is that of {DEAD}: choose another"),
         (["lab"], f"the server lab stands in {file}: change it there"),
         (["127.0.0.1:2", "--name", "lab"], f"the name lab is that of http://lab:11434 in {file}"),
@@ -169,3 +170,15 @@ def test_expand_a_name_of_one(server: FakeServer, capsys: pytest.CaptureFixture[
     ended = here(capsys, "servers", "add", f"127.0.0.1:{server.port}", "--expand")
     assert (ended.status, "now it has one at most" in ended.err) == (0, True)
     assert [entry.expand for entry in registered()] == [True]
+
+
+def test_interrupted() -> None:
+    """Who presses Ctrl-C while the new server is asked is told that it was added, as it was."""
+    with FakeServer(everything=Hang()) as server:
+        process = start("servers", "add", server.url, "--name", "desk")
+        assert server.wait_until(lambda: bool(server.requests), PATIENCE)
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert (ended.status, ended.out) == (130, "")
+    assert ended.err == f"aicortex: added desk: {server.url}; stopped while asking what it has\n"
+    assert [entry.name for entry in registered()] == ["desk"]

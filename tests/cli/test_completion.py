@@ -7,11 +7,14 @@ import pty
 import select
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from aicortex.registry.credentials import entry_of
+from aicortex.registry.store import Registry
 from cli.running import PATIENCE, environment, here
 
 SHELLS = ["bash", "zsh", "fish"]
@@ -40,11 +43,18 @@ def test_other_shells(capsys: pytest.CaptureFixture[str]) -> None:
         ("aicortex servers add --wei", "aicortex servers add --weight "),
         ("aicortex chat --routing fa", "aicortex chat --routing fastest "),
         ("aicortex servers import fle", "aicortex servers import fleet.toml"),
+        ("aicortex servers remove work", "aicortex servers remove workshop "),
+        ("aicortex chat --server work", "aicortex chat --server workshop "),
     ],
 )
 def test_in_bash(typed: str, completed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A real bash completes what is typed, at the press of the key."""
     (tmp_path / "fleet.toml").touch()
+    with Registry() as registry:
+        registry.add(entry_of("desk:11434", name="workshop"))
+    command = tmp_path / "aicortex"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m aicortex "$@"\n', "utf-8")
+    command.chmod(0o755)
     (tmp_path / "rc").write_text(here(capsys, "completion", "bash").out + "\nPS1='> '\n", "utf-8")
     bash = shutil.which("bash")
     assert bash is not None
@@ -55,7 +65,7 @@ def test_in_bash(typed: str, completed: str, tmp_path: Path, capsys: pytest.Capt
         stdout=slave,
         stderr=slave,
         cwd=tmp_path,
-        env=environment(TERM="dumb", INPUTRC="/dev/null"),
+        env=environment(TERM="dumb", INPUTRC="/dev/null", PATH=f"{tmp_path}:{os.environ['PATH']}"),
         start_new_session=True,
     )
     os.close(slave)

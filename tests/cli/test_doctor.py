@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from time import time
 
 import pytest
 
 from aicortex._core.health import Health
+from aicortex.cli.server_diagnosis import ASK_SECONDS
 from aicortex.registry.credentials import entry_of
 from aicortex.registry.entries import Condition, Measurement, Observation
 from aicortex.registry.store import Registry
-from aicortex.testing import FakeServer, Status
-from cli.running import Terminal, here
+from aicortex.testing import FakeServer, Hang, Status
+from cli.running import PATIENCE, Terminal, finish, here, start
 
 DEAD = "http://127.0.0.1:1"
 SECRET = "sk-verysecret"
@@ -84,7 +86,7 @@ def test_model(server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     ended = here(capsys, "doctor", server.url)
     (problem,) = lines(ended.out, "problem")
     assert "did you mean 'qwen3:8b'" in problem
-    assert problem.endswith(f"Fetch it: OLLAMA_HOST={server.url} ollama pull qwen3:9b")
+    assert problem.endswith(f"Use qwen3:8b, or fetch it: OLLAMA_HOST={server.url} ollama pull qwen3:9b")
 
 
 def test_server_without_models(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,3 +173,49 @@ def test_fits_the_terminal(columns: int) -> None:
         shown = terminal.text().splitlines()
     assert max(map(len, shown)) < columns
     assert all(line[:9] in ("ok       ", "warning  ", "problem  ", " " * 9) for line in shown[:-1])
+
+
+def test_names_are_no_hosts(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A word that is a name, or may be one, is not looked for in the network: the true problem is the only one."""
+    with Registry() as registry:
+        registry.add(entry_of("keyed.test", name="keyed", api_key="env:NO_SUCH_KEY"))
+        registry.add(entry_of(server.url, name="good"))
+    ended = here(capsys, "doctor", "keyed", "good")
+    (problem,) = lines(ended.out, "problem")
+    assert "NO_SUCH_KEY" in problem
+    assert f"ok       {server.url}: it has 2 models" in ended.out
+    file = tmp_path / "aicortex.toml"
+    file.write_text("modle = 'x'", "utf-8")
+    monkeypatch.setenv("AICORTEX_CONFIG", str(file))
+    (problem,) = lines(here(capsys, "doctor", "good").out, "problem")
+    assert "did you mean 'model'? Correct the file" in problem
+
+
+def test_aliases(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An alias of an alias, or of models that no server has, is a warning."""
+    file = tmp_path / "aicortex.toml"
+    text = "[aliases]\nchat = ['none:1b', 'qwen3:8b']\nsmall = 'chat'\nown = 'own'\nbig = ['none:1b', 'none:2b']\n"
+    file.write_text(text, "utf-8")
+    monkeypatch.setenv("AICORTEX_CONFIG", str(file))
+    assert lines(here(capsys, "doctor", server.url).out, "warning") == [
+        "warning  alias small: it stands for 'chat', which is an alias itself. Write the models there",
+        "warning  alias own: it stands for 'own', which is an alias itself. Write the models there",
+        "warning  alias big: no server that answers has 'none:1b' or 'none:2b'. Correct it, or fetch a model of it",
+    ]
+
+
+def test_interrupted() -> None:
+    """Ctrl-C ends it while a server still keeps it waiting."""
+    with FakeServer(everything=Hang()) as server:
+        process = start("doctor", server.url)
+        assert server.wait_until(lambda: bool(server.requests), PATIENCE)
+        pressed = time()
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+        assert time() - pressed < ASK_SECONDS - 2
+    assert (ended.status, ended.out) == (130, "")
+    assert ended.err == "aicortex: stopped\n"

@@ -141,3 +141,19 @@ def test_missing_and_empty_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "empty.toml").touch()
     ended = here(capsys, "servers", "import", str(tmp_path / "empty.toml"))
     assert (ended.status, ended.out, ended.err) == (0, "", "aicortex: there are no servers in it\n")
+
+
+def test_what_export_writes_as_json(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `export --json` wrote is taken too; what merely begins so is not."""
+    exported = tmp_path / "fleet.json"
+    assert here(capsys, "servers", "import", str(file)).status == 0
+    exported.write_text(here(capsys, "servers", "export", "--json").out, "utf-8")
+    before = registered()
+    assert here(capsys, "servers", "remove", "desk", "new").status == 0
+    assert here(capsys, "servers", "import", str(exported)).status == 0
+    assert sorted(entry.url for entry in registered()) == sorted(entry.url for entry in before)
+    exported.write_text('[{"url": "list:1"}]', "utf-8")
+    assert here(capsys, "servers", "import", str(exported)).out == "added http://list:1\n"
+    exported.write_text("{no", "utf-8")
+    ended = here(capsys, "servers", "import", str(exported))
+    assert (ended.status, f"{exported} is no JSON" in ended.err) == (2, True)

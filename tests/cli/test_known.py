@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aicortex.cli.known import entry_named, fleet_of, names_by_url, own_entry
+from aicortex.cli.known import entry_named, fleet_of, may_be_name, names_by_url, own_entry, way_to_set
 from aicortex.registry.credentials import entry_of
 from aicortex.registry.store import Registry
 
@@ -34,6 +34,8 @@ def test_spellings(title: str) -> None:
         ("rack.example", "did you mean https://rack.example:443/ollama?"),
         ("zebra", "there is no server 'zebra'; there are desk, https://rack.example:443/ollama"),
         ("http://me:hidden@desk", "there is no server 'desk'; did you mean desk?"),
+        ("http://zebra:9", "there is no server 'http://zebra:9'; there are desk"),
+        ("http://127.0.0.1:9", "there is no server 'http://127.0.0.1:9'; there are desk"),
         ("", "there is no server ''"),
         ("a b", "there is no server 'a b'"),
     ],
@@ -63,3 +65,24 @@ def test_fleet() -> None:
     assert len(fleet_of([]).servers) == 2
     with pytest.raises(ValueError, match="there is no server 'other'"):
         fleet_of(["other"])
+
+
+def test_way_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options are given by `set` where a server is registered, in its file, or by `add`."""
+    file = tmp_path / "team.toml"
+    file.write_text('[[servers]]\nurl = "lab:11434"\n', "utf-8")
+    monkeypatch.setenv("AICORTEX_CONFIG", str(file))
+    assert way_to_set("http://desk:11434", "--slots 2") == "'aicortex servers set desk --slots 2'"
+    assert way_to_set("http://lab:11434", "--slots 2") == f"the same in {file}, instead of --slots 2"
+    assert way_to_set("http://new:11434", "--slots 2") == "'aicortex servers add http://new:11434 --slots 2'"
+    file.write_text("no TOML", "utf-8")
+    assert way_to_set("http://desk:11434", "--slots 2") == "'aicortex servers add http://desk:11434 --slots 2'"
+
+
+def test_what_may_be_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word may be a name if it is one, or if nobody can say; an address never is."""
+    assert [may_be_name(title) for title in ("desk", "zebra", "desk:11434")] == [True, False, False]
+    file = tmp_path / "team.toml"
+    file.write_text("no TOML", "utf-8")
+    monkeypatch.setenv("AICORTEX_CONFIG", str(file))
+    assert [may_be_name(title) for title in ("desk", "zebra", "desk:11434")] == [True, True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,14 @@ def test_wide_terminal(server: FakeServer, capsys: pytest.CaptureFixture[str]) -
     with Terminal("models", "--server", server.url, columns=120) as terminal:
         assert terminal.end() == 0
         assert terminal.text().rstrip("\n") == here(capsys, "models", "--server", server.url).out.rstrip("\n")
+
+
+def test_alias(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An alias finds the models that it stands for."""
+    file = tmp_path / "aicortex.toml"
+    file.write_text("[aliases]\nchat = ['none:1b', 'qwen3:8b']\n", "utf-8")
+    monkeypatch.setenv("AICORTEX_CONFIG", str(file))
+    ended = here(capsys, "models", "chat", "--server", server.url)
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["MODEL", "qwen3:8b"]

@@ -53,10 +53,12 @@ def test_drain(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.out == "desk is draining: new requests go to the other servers\n"
     assert [entry.is_draining for entry in registered()] == [True, False]
     ended = here(capsys, "servers", "drain", "rack:11434", "--json")
-    assert json.loads(ended.out) == {"url": "http://rack:11434", "name": "", "draining": True}
+    assert json.loads(ended.out) == [{"url": "http://rack:11434", "name": "", "draining": True}]
     assert ended.err.startswith("aicortex: every server is draining now")
     assert here(capsys, "servers", "drain", "desk", "--off").out == "desk takes requests again\n"
     assert [entry.is_draining for entry in registered()] == [False, True]
+    ended = here(capsys, "servers", "drain", "--off", "rack:11434", "desk")
+    assert ended.out == "http://rack:11434 takes requests again\ndesk takes requests again\n"
 
 
 @pytest.mark.parametrize("action", [["remove", "lab"], ["drain", "lab"], ["drain", "--off", "lab"]])

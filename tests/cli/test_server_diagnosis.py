@@ -188,7 +188,7 @@ def test_good_certificate(secured: Secured, authority_file: str) -> None:
     assert examined(Server(server.url, ca_file=authority_file)).mark == "ok"
     finding = examined(Server(server.url, ca_file="/nowhere.pem"))
     assert "the certificate file /nowhere.pem cannot be used" in finding.finding
-    assert finding.remedy.startswith("Give another --ca-file")
+    assert finding.remedy.startswith("Name another: 'aicortex servers add https://")
 
 
 def test_http_to_an_https_port(secured: Secured) -> None:
@@ -289,3 +289,9 @@ def test_proxy_that_refuses(server: FakeServer, monkeypatch: pytest.MonkeyPatch)
     finding = examined("https://rack.test:11434")
     assert "refuses the way through" in finding.finding
     assert finding.remedy.endswith("add rack.test to NO_PROXY")
+
+
+@pytest.mark.parametrize("ending", ["/api", "/v1"])
+def test_path_of_the_protocol(server: FakeServer, ending: str) -> None:
+    """An address that ends as the paths of requests begin is too long."""
+    assert examined(f"{server.url}{ending}").remedy == f"Leave {ending} off"

@@ -14,7 +14,7 @@ from aicortex.registry.credentials import entry_of
 from aicortex.registry.store import Registry
 from aicortex.testing import FakeServer, Hang, Status
 from aicortex.tools import refresh
-from cli.running import here, run
+from cli.running import here, pretend_terminal, run
 
 DEAD = "http://127.0.0.1:1"
 REFUSED = f"aicortex: {DEAD}: refused the connection: nothing listens there\n"
@@ -159,3 +159,15 @@ def test_check_of_an_address(server: FakeServer, capsys: pytest.CaptureFixture[s
     assert here(capsys, "servers", "check", server.url).status == 0
     ended = here(capsys, "servers", "check", "desk")
     assert (ended.status, ended.err) == (2, "aicortex: error: there is no server 'desk'; none is registered\n")
+
+
+def test_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With ordinary names and two models in memory the table has a line for each server on 80 columns."""
+    with FakeServer(models=("llama3.2:3b", "qwen3:8b")) as server:
+        register(server.url, name="workshop")
+        register("http://127.0.0.1:11", name="attic")
+        pretend_terminal(monkeypatch, 80, 24)
+        lines = here(capsys, "servers").out.splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) < 80
+    assert lines[1].endswith("llama3.2:3b +1")

@@ -24,7 +24,7 @@ from aicortex.cli.servers_parser import ACTIONS
         ("servers add desk --no-expand --label a=b", {"expand": False, "label": [("a", "b")]}),
         ("servers remove a b", {"names": ["a", "b"]}),
         ("servers check", {"names": []}),
-        ("servers drain a --off", {"name": "a", "off": True}),
+        ("servers drain a b --off", {"names": ["a", "b"], "off": True}),
         ("servers export", {"file": "-"}),
         ("servers import x.toml --dry-run", {"file": "x.toml", "dry_run": True}),
     ],
@@ -43,5 +43,5 @@ def test_lists_do_not_grow() -> None:
 
 def test_every_command_has_a_home() -> None:
     """Each command that can be parsed can be carried out."""
-    assert [action.name for action in ACTIONS] == ["list", "add", "remove", "check", "drain", "export", "import"]
+    assert [action.name for action in ACTIONS] == ["list", "add", "set", "remove", "check", "drain", "export", "import"]
     assert set(HOMES) == {action.name for action in ACTIONS}

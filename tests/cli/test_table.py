@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from aicortex.cli.table import counted, milliseconds, print_json, print_table, size_words, span_words, tell_unreachable
+from aicortex.cli.table import (
+    counted,
+    milliseconds,
+    print_json,
+    print_line,
+    print_table,
+    size_words,
+    span_words,
+    tell_unreachable,
+)
 from cli.running import pretend_terminal
 
 HEADER = ["NAME", "SERVER", "LOADED"]
@@ -41,12 +50,12 @@ def test_paragraphs(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_cells_do_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A terminal gets no control characters, a pipe gets what was said."""
-    print_table(["MODEL"], [["evil\x1b[2J"]])
-    assert "\x1b[2J" in capsys.readouterr().out
-    pretend_terminal(monkeypatch, 80, 24)
-    print_table(["MODEL"], [["evil\x1b[2J"]])
-    assert capsys.readouterr().out == "MODEL\nevil\ufffd[2J\n"
+    """Neither a terminal nor a pipe gets control characters, and every row is one line."""
+    for _ in range(2):
+        print_table(["MODEL"], [["evil\x1b[2J"], ["a\nb\tc"]])
+        print_line("x\x1b[2J\ny")
+        assert capsys.readouterr().out == "MODEL\nevil\ufffd[2J\na b c\nx\ufffd[2J y\n"
+        pretend_terminal(monkeypatch, 80, 24)
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,3 +100,14 @@ def test_numbers() -> None:
     """Milliseconds have as many digits as say something; things are counted as people do."""
     assert [milliseconds(value) for value in (None, 0.31, 99.94, 1234.5)] == ["", "0.3 ms", "99.9 ms", "1234 ms"]
     assert (counted(1, "model"), counted(0, "model")) == ("1 model", "0 models")
+
+
+def test_shorter_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal gets the first rows that fit, the whole ones if none do; a pipe always gets those."""
+    shorter = [[["desk", "desk", "one"], ["", "rack", ""]], [["d", "d", "1"], ["", "r", ""]]]
+    print_table(HEADER, ROWS, shorter=shorter)
+    assert "llama3.2:3b, qwen3:8b" in capsys.readouterr().out
+    for columns, last in ((30, "      rack"), (21, "      r"), (10, "  server:")):
+        pretend_terminal(monkeypatch, columns, 24)
+        print_table(HEADER, ROWS, shorter=shorter)
+        assert last in capsys.readouterr().out

@@ -32,6 +32,7 @@ ACTIONS = {  # the commands below `servers`
     "list": ("servers", "run"),
     "check": ("servers", "run_check"),
     "add": ("adding", "run"),
+    "set": ("changing", "run"),
     "remove": ("roster", "run_remove"),
     "drain": ("roster", "run_drain"),
     "export": ("roster", "run_export"),

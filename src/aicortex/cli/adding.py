@@ -9,6 +9,7 @@ import msgspec
 
 from aicortex._core.server import Server
 from aicortex._sync.names import expand
+from aicortex.cli import INTERRUPTED
 from aicortex.cli.roster import full_title, told
 from aicortex.cli.table import counted, print_json, print_line
 from aicortex.cli.terminal import note
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     Raises ValueError for wrong arguments, and RegistryError.
     """
     entry = _entry(options)
-    _check_files(entry)
+    _check_taken(entry)
     with Waiting() as waiting, Registry() as registry:
         waiting.begin(f"asking {entry.url}")
         addresses = _addresses(entry)
@@ -42,6 +43,10 @@ def run(options: argparse.Namespace) -> int:
             rows = _rows(servers, registry)
         except CredentialError as error:
             rows = [{"url": entry.url, "version": None, "models": None, "error": str(error)}]
+        except KeyboardInterrupt:
+            waiting.stop()
+            note(f"added {full_title(entry)}; stopped while asking what it has")
+            return INTERRUPTED
     if options.json:
         print_json({"added": told(entry), "servers": rows})
         return 0
@@ -72,9 +77,13 @@ def _entry(options: argparse.Namespace) -> ServerEntry:
     )
 
 
-def _check_files(entry: ServerEntry) -> None:
-    """Refuse what a configuration file names already: its entry would go before the new one."""
+def _check_taken(entry: ServerEntry) -> None:
+    """Refuse what is there already; the entry of a configuration file would go before the new one."""
     for other in registered():
+        if not other.source and other.url == entry.url:
+            also = f", as {other.name}" if other.name else ""
+            way = f"change it with 'aicortex servers set {other.title} …'"
+            raise ValueError(f"the server {entry.url} is there already{also}; {way}")
         if other.source and other.url == entry.url:
             raise ValueError(f"the server {other.title} stands in {other.source}: change it there")
         if other.source and entry.name and other.name == entry.name:

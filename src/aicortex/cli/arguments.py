@@ -120,6 +120,22 @@ def port(text: str) -> int:
     return number
 
 
+def seconds(text: str) -> float:
+    """Return a time above 0."""
+    number = decimal(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: it is a number of seconds above 0")
+    return number
+
+
+def header(text: str) -> tuple[str, str]:
+    """Return both sides of NAME=REFERENCE; the error repeats neither."""
+    try:
+        return pair(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError("write NAME=env:VARIABLE or NAME=keyring:SERVICE/USER") from None
+
+
 def pair(text: str) -> tuple[str, str]:
     """Return both sides of NAME=VALUE; the error repeats neither, because a secret may have been put there."""
     name, separator, value = text.partition("=")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from aicortex.cli import machine_diagnosis, server_diagnosis
 from aicortex.cli.finding import OK, PROBLEM, WARNING, Finding, says_disk_is_full
 from aicortex.cli.table import counted, print_json, print_line, span_words
 from aicortex.cli.waiting import Waiting
-from aicortex.errors import AICortexError
+from aicortex.errors import AICortexError, CredentialError
 from aicortex.fleet import Model, catalogue
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def examine(addresses: Sequence[str], model: str | None) -> Iterator[Finding]:
     for one in examined:
         yield from one.findings
     yield from _guarded("models", lambda: examine_model(model, examined))
+    yield from _guarded("aliases", lambda: examine_aliases(examined))
     if fleet is not None:
         yield from _guarded("servers", lambda: examine_past(fleet))
 
@@ -91,8 +93,20 @@ def _fleet(addresses: Sequence[str]) -> tuple[Fleet | None, list[Finding]]:
         except (AICortexError, ValueError):
             if not addresses:  # why they cannot be found stands above
                 return None, []
-            fleet = Fleet([Server(address) for address in addresses])
+            fleet = Fleet(list(dict.fromkeys(server for address in addresses for server in _meant(address))))
     return fleet, [Finding(WARNING, "servers", str(warning.message)) for warning in caught]
+
+
+def _meant(address: str) -> list[Server]:
+    """Return the servers that one word means, none if what is wrong with it stands above; raises ValueError."""
+    from aicortex.cli.known import fleet_of, may_be_name
+
+    try:
+        return fleet_of([address]).servers
+    except CredentialError:
+        return []
+    except (AICortexError, ValueError):
+        return [] if may_be_name(address) else [Server(address)]
 
 
 def _skipped(fleet: Fleet, addresses: Sequence[str]) -> list[Server]:
@@ -104,12 +118,32 @@ def _skipped(fleet: Fleet, addresses: Sequence[str]) -> list[Server]:
 
 def _examined(servers: Sequence[Server]) -> list[Examined]:
     """Examine all servers at once and return them in their order."""
-    if not servers:
-        return []
-    from concurrent.futures import ThreadPoolExecutor
+    from queue import Empty, SimpleQueue
+    from threading import Thread
 
-    with ThreadPoolExecutor(min(len(servers), AT_ONCE)) as threads:
-        return list(threads.map(examine_server, servers))
+    waiting: SimpleQueue[int] = SimpleQueue()
+    done: SimpleQueue[tuple[int, Examined | Exception]] = SimpleQueue()
+
+    def work() -> None:
+        with suppress(Empty):
+            while True:
+                place = waiting.get_nowait()
+                try:
+                    done.put((place, examine_server(servers[place])))
+                except Exception as error:  # whoever waits for it raises it
+                    done.put((place, error))
+
+    for place in range(len(servers)):
+        waiting.put(place)
+    for _ in range(min(len(servers), AT_ONCE)):  # nobody waits for them after Ctrl-C, as for those of an executor
+        Thread(target=work, daemon=True).start()
+    found: dict[int, Examined] = {}
+    for _ in servers:
+        place, outcome = done.get()
+        if isinstance(outcome, Exception):
+            raise outcome
+        found[place] = outcome
+    return [found[place] for place in range(len(servers))]
 
 
 def examine_server(server: Server) -> Examined:
@@ -167,13 +201,34 @@ def examine_model(model: str | None, examined: Sequence[Examined]) -> Iterator[F
     having = [server.label for server, models in lists.items() if first_of(names, models) is not None]
     lacking = [server for server in lists if server.label not in having]
     if not having:
-        words = str(not_found(wanted, lists))
-        yield Finding(PROBLEM, "model", words, f"Fetch it: {_pull(lacking[0], names[0])}")
+        missing = not_found(wanted, lists)
+        fetch = f"etch it: {_pull(lacking[0], names[0])}"
+        remedy = f"Use {missing.matches[0]}, or f{fetch}" if missing.matches else f"F{fetch}"
+        yield Finding(PROBLEM, "model", str(missing), remedy)
         return
     yield Finding(OK, "model", f"{wanted!r} is on {', '.join(having)}")
     for server in lacking:
         words = f"it does not have {wanted!r}"
         yield Finding(WARNING, server.label, words, f"Fetch it there: {_pull(server, names[0])}")
+
+
+def examine_aliases(examined: Sequence[Examined]) -> Iterator[Finding]:
+    """Look whether each alias of the configuration stands for a model that a server has."""
+    from aicortex.planning import first_of
+
+    config = settings.configuration()
+    aliases = config.aliases if config else {}
+    lists = [each.models for each in examined if each.models is not None]
+    for alias, names in aliases.items():
+        if any(first_of(names, models) is not None for models in lists):
+            continue
+        other = next((name for name in names if name in aliases), None)
+        if other is not None:
+            words = f"it stands for {other!r}, which is an alias itself"
+            yield Finding(WARNING, f"alias {alias}", words, "Write the models there")
+        elif lists:
+            words = f"no server that answers has {' or '.join(map(repr, names))}"
+            yield Finding(WARNING, f"alias {alias}", words, "Correct it, or fetch a model of it")
 
 
 def _pull(server: Server, model: str) -> str:

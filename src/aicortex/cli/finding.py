@@ -17,7 +17,7 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str = ""
 
     def __str__(self) -> str:
-        remedy = f". {self.remedy}" if self.remedy else ""
+        remedy = f"{'' if self.finding.endswith('?') else '.'} {self.remedy}" if self.remedy else ""
         return f"{self.mark:<8} {self.about}: {self.finding}{remedy}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from aicortex.cli.arguments import Command, add_json, add_names, add_server, count, decimal
+from aicortex.cli.arguments import Command, add_json, add_names, add_server, count, seconds
 
 MODELS_EXAMPLES = """\
 examples:
@@ -70,7 +70,7 @@ def _add_refresh(parser: argparse.ArgumentParser) -> None:
     words = "also measure one model of each server, which takes a minute more at most"
     parser.add_argument("--measure", action="store_true", help=words)
     words = "how long it may take, without measuring (default: %(default)g)"
-    parser.add_argument("--timeout", metavar="SECONDS", type=decimal, default=5.0, help=words)
+    parser.add_argument("--timeout", metavar="SECONDS", type=seconds, default=5.0, help=words)
     words = (
         "write a JSON object: changes (kind, server, model, before, after, unit), servers, answered, models, seconds, "
         "unreachable (reasons by URL), measurements"

@@ -1,4 +1,4 @@
-"""`aicortex servers import`: servers from TOML, what is new added and what is there changed."""
+"""`aicortex servers import`: servers from TOML or JSON, what is new added and what is there changed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.dry_run:
         _carry_out(steps)
     if options.json:
-        print_json([_told(step) for step in steps])
+        print_json([row_of(step) for step in steps])
         return 0
     for step in steps:
         is_planned = options.dry_run and step.action in (ADDED, CHANGED)
@@ -79,6 +79,11 @@ def plan(entries: Sequence[ServerEntry], known: Sequence[ServerEntry]) -> list[S
         if entry.name and owners.setdefault(entry.name, url) != url:
             raise ValueError(f"the name {entry.name} would be that of {owners[entry.name]} and of {url}")
     return steps
+
+
+def row_of(step: Step) -> dict[str, object]:
+    """Return a step as JSON has it."""
+    return {"url": step.entry.url, "name": step.entry.name, "action": step.action, "changes": step.changes}
 
 
 def _step(entry: ServerEntry, before: ServerEntry | None) -> Step:
@@ -106,7 +111,7 @@ def _carry_out(steps: Sequence[Step]) -> None:
 
 def _entries(name: str) -> list[ServerEntry]:
     if name == "-":
-        return import_text(decoded(sys.stdin.buffer.read()))
+        return import_text(_as_toml(decoded(sys.stdin.buffer.read())))
     try:
         with open(name, encoding="utf-8") as file:
             text = file.read()
@@ -115,13 +120,25 @@ def _entries(name: str) -> list[ServerEntry]:
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from None
     try:
-        return import_text(text, folder=os.path.dirname(os.path.abspath(name)))
+        return import_text(_as_toml(text), folder=os.path.dirname(os.path.abspath(name)))
     except ValueError as error:
         raise ValueError(f"{name}{str(error).removeprefix('the text')}") from None
 
 
-def _told(step: Step) -> dict[str, object]:
-    return {"url": step.entry.url, "name": step.entry.name, "action": step.action, "changes": step.changes}
+def _as_toml(text: str) -> str:
+    """Return what `export --json` wrote as TOML, and other text as it is; raises ValueError for what only looks so."""
+    start = text.lstrip("\ufeff \t\r\n")[:1]
+    if start not in ("{", "["):
+        return text
+    import tomli_w
+
+    try:
+        told = msgspec.json.decode(text.removeprefix("\ufeff"))
+        return tomli_w.dumps({"servers": told} if isinstance(told, list) else told)
+    except (msgspec.DecodeError, TypeError) as error:
+        if start == "[":  # TOML's tables begin so too
+            return text
+        raise ValueError(f"the text is no JSON as 'servers export --json' writes it ({error})") from None
 
 
 def _shown(value: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aicortex._core.server import EMBEDDED
+from aicortex.errors import AICortexError
 from aicortex.fleet import Fleet, find_fleet, registered
 
 if TYPE_CHECKING:
@@ -45,10 +46,34 @@ def fleet_of(titles: Sequence[str]) -> Fleet:
     look like it, and whatever `find_fleet` raises.
     """
     for title in titles:
-        is_address = title == EMBEDDED or any(sign in title for sign in ".:/")
-        if not is_address:
+        if is_word(title):
             entry_named(title)
     return find_fleet(list(titles) or None)
+
+
+def is_word(title: str) -> bool:
+    """Whether this is a mere word: the name of a server perhaps, but no address without doubt."""
+    return title != EMBEDDED and not any(sign in title for sign in ".:/")
+
+
+def may_be_name(title: str) -> bool:
+    """Whether a server is called so, or might be, because what is registered cannot be read."""
+    try:
+        return is_word(title) and any(entry.name == title for entry in registered())
+    except (AICortexError, ValueError):
+        return True
+
+
+def way_to_set(url: str, options: str) -> str:
+    """Return how the server of this URL is given these options: by which command, or in which file."""
+    try:
+        found = next((entry for entry in registered() if entry.url == url), None)
+    except (AICortexError, ValueError):
+        found = None
+    if found is not None and found.source:
+        return f"the same in {found.source}, instead of {options}"
+    command = f"set {found.title}" if found is not None else f"add {url}"
+    return f"'aicortex servers {command} {options}'"
 
 
 def names_by_url() -> dict[str, str]:
@@ -60,8 +85,10 @@ def _unknown(title: str, entries: Sequence[ServerEntry]) -> str:
     from difflib import get_close_matches
 
     shown = title.rpartition("@")[2]  # without what may be a password
-    keys = {key: entry.title for entry in entries for key in (entry.url, entry.url.partition("://")[2], entry.name)}
-    close = [keys[key] for key in get_close_matches(shown, filter(None, keys), n=3)]
+    keys = {key: entry.title for entry in entries for key in (entry.url.partition("://")[2], entry.name)}
+    sought = shown.partition("://")[2] or shown  # what begins with http:// would be like every other
+    cutoff = 0.6 if any(map(str.isalpha, sought)) else 0.85  # numbers are soon alike
+    close = [keys[key] for key in get_close_matches(sought, filter(None, keys), n=3, cutoff=cutoff)]
     if close:
         return f"there is no server {shown!r}; did you mean {' or '.join(dict.fromkeys(close))}?"
     known = f"there are {', '.join(entry.title for entry in entries)}" if entries else "none is registered"

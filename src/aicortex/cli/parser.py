@@ -14,6 +14,12 @@ from aicortex.cli.fleet_parser import BENCH, DOCTOR, MODELS, REFRESH
 from aicortex.cli.servers_parser import SERVERS
 
 PASSWORD = re.compile(r"://[^\s/@]+@")  # user info in a URL, which is never repeated
+SYNONYMS = {  # what commands of `servers` are called elsewhere
+    **dict.fromkeys(("rm", "delete", "del"), "remove"),
+    "ls": "list",
+    **dict.fromkeys(("update", "edit", "change", "modify"), "set"),
+    **dict.fromkeys(("show", "status"), "check"),
+}
 SHELLS = ("bash", "zsh", "fish")
 EXIT_STATUS = "exit status: 0 whole, 1 failed, 2 wrong arguments, 130 interrupted"
 
@@ -88,9 +94,16 @@ def _check_action(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
         return
     from difflib import get_close_matches
 
-    similar = get_close_matches(arguments[1].lower(), actions, n=1)
-    meant = f"aicortex servers {similar[0]}" if similar else f"aicortex servers add {_short(arguments[1])}"
-    parser.error(f"there is no command {_short('servers ' + arguments[1])!r}; did you mean: {meant}?")
+    word = arguments[1]
+    similar = get_close_matches(word.lower(), [*actions, *SYNONYMS], n=1)
+    is_address = word == "localhost" or any(sign in word for sign in ".:/")
+    if similar and not is_address:
+        hint = f"did you mean: aicortex servers {SYNONYMS.get(similar[0], similar[0])}?"
+    elif is_address:
+        hint = f"did you mean: aicortex servers add {_short(word)}?"
+    else:
+        hint = f"there are {', '.join(actions)}"
+    parser.error(f"there is no command {_short('servers ' + word)!r}; {hint}")
 
 
 def _short(text: str) -> str:

@@ -35,17 +35,18 @@ def run_remove(options: argparse.Namespace) -> int:
 
 
 def run_drain(options: argparse.Namespace) -> int:
-    """Keep new requests away from a server, or let them in again, and return 0; raises ValueError as `run_remove`."""
-    entry = own_entry(options.name, f"write draining = {'false' if options.off else 'true'}")
+    """Keep new requests away from servers, or let them in again, and return 0; raises ValueError as `run_remove`."""
+    advice = f"write draining = {'false' if options.off else 'true'}"
+    urls = dict.fromkeys(own_entry(title, advice).url for title in options.names)
     with Waiting() as waiting, Registry() as registry:
         waiting.begin(BUSY)
-        entry = registry.change(entry.url, is_draining=not options.off)
+        entries = [registry.change(url, is_draining=not options.off) for url in urls]
     if options.json:
-        print_json({"url": entry.url, "name": entry.name, "draining": entry.is_draining})
-    elif options.off:
-        print_line(f"{entry.title} takes requests again")
+        print_json([{"url": entry.url, "name": entry.name, "draining": entry.is_draining} for entry in entries])
     else:
-        print_line(f"{entry.title} is draining: new requests go to the other servers")
+        words = "takes requests again" if options.off else "is draining: new requests go to the other servers"
+        for entry in entries:
+            print_line(f"{entry.title} {words}")
     if not options.off and all(other.is_draining for other in registered()):
         note("every server is draining now: requests go to them all the same")
     return 0

@@ -19,6 +19,7 @@ from aicortex._core.ollama import version_of
 from aicortex._core.server import DEFAULT_PORT, Server
 from aicortex._sync.pool import call
 from aicortex.cli.finding import OK, PROBLEM, WARNING, Finding, says_disk_is_full
+from aicortex.cli.known import way_to_set
 from aicortex.cli.table import milliseconds, span_words
 
 ASK_SECONDS = 5.0  # for the server itself
@@ -68,6 +69,9 @@ def examine_reply(server: Server, response: Response, seconds: float) -> Finding
         return Finding(PROBLEM, server.label, f"it fails: {said}", f"Look at the log of Ollama on {server.host}")
     is_html = "html" in response.header("content-type")
     words = "something else than Ollama answers there" + (": an HTML page" if is_html else f" ({said or 'no version'})")
+    ending = next((path for path in ("/api", "/v1") if server.path.endswith(path)), "")
+    if ending:
+        return Finding(PROBLEM, server.label, words, f"Leave {ending} off")
     remedy = _elsewhere(server) or "Look at the port and the path; Ollama's usual port is 11434"
     return Finding(PROBLEM, server.label, words, remedy)
 
@@ -151,9 +155,11 @@ def _insecure(server: Server, failure: Failure) -> Finding:
     lower = said.lower()
     for signs, words, remedy in CERTIFICATES:
         if any(sign in lower for sign in signs):
-            return Finding(PROBLEM, server.label, words, remedy.format(server.host))
+            way = way_to_set(server.label, "--ca-file FILE")
+            return Finding(PROBLEM, server.label, words, remedy.format(server.host, way))
     if "the certificate file" in lower:
-        return Finding(PROBLEM, server.label, "", "Give another --ca-file or --client-cert")
+        way = way_to_set(server.label, "--ca-file FILE --client-cert FILE")
+        return Finding(PROBLEM, server.label, "", f"Name another: {way}")
     plain = Server(f"http://{server.netloc}{server.path}")
     if _answers(plain):
         words = "https is spoken to a port that speaks http"
@@ -196,9 +202,11 @@ def _guarded(server: Server) -> Finding:
 
 
 def _denied(server: Server, said: str) -> Finding:
+    way = way_to_set(server.label, "--api-key env:VARIABLE")
     if server.headers:
-        return Finding(PROBLEM, server.label, f"it does not accept its key: {said}", "Look at the key that it is sent")
-    remedy = "Give it its key: 'aicortex servers add ADDRESS --api-key env:VARIABLE'"
+        remedy = f"Look at the key that it is sent; another is named so: {way}"
+        return Finding(PROBLEM, server.label, f"it does not accept its key: {said}", remedy)
+    remedy = f"Give it its key: {way}"
     return Finding(PROBLEM, server.label, f"it wants a key: {said}", remedy)
 
 
@@ -251,6 +259,6 @@ CERTIFICATES = (  # OpenSSL's words for what is wrong with a certificate, ours, 
     (
         ("self-signed", "self signed", "local issuer", "verify failed"),
         "nobody here knows who signed its certificate",
-        "Name the authority's PEM file with --ca-file, or accept any certificate of {} with --no-verify",
+        "Name the authority's PEM file: {1}; or accept any certificate of {0}: --no-verify there",
     ),
 )

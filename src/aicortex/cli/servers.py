@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         header = ["NAME", "SERVER", "STATUS", "VERSION", "ROUND TRIP", "MODELS", "LOADED", "FROM"]
         has_files = any(row["source"] not in ("", REGISTRY) for row in rows)
         cells = [[*_cells(row, listed), row["source"] if has_files else ""] for row in rows]
-        print_table(header, cells, optional=["NAME", "FROM"])
+        print_table(header, cells, optional=["NAME", "VERSION", "FROM"], shorter=_shorter(header, cells))
     tell_unreachable(found.unreachable)
     return 0 if any(row["answers"] for row in rows) else 1
 
@@ -69,6 +69,22 @@ def _cells(row: Row, asked: set[str]) -> list[str]:
         str(row["models"]),
         ", ".join(row["loaded"] or ()),
     ]
+
+
+def _shorter(header: list[str], cells: list[list[str]]) -> Iterator[list[list[str]]]:
+    """Yield rows that take less room: one loaded model and how many more, then no http://, then no versions."""
+    server, version, loaded = (header.index(name) for name in ("SERVER", "VERSION", "LOADED"))
+    cells = [list(row) for row in cells]
+    for row in cells:
+        first, *others = row[loaded].split(", ")
+        row[loaded] = f"{first} +{len(others)}" if others else first
+    yield cells
+    for row in cells:
+        row[server] = row[server].removeprefix("http://")
+    yield cells
+    for row in cells:
+        row[version] = ""
+    yield cells
 
 
 def run_check(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from aicortex.cli.arguments import Command, add_json, add_names, add_server, decimal, pair, whole
+from aicortex.cli.arguments import Command, add_json, add_names, add_server, decimal, header, pair, whole
 
 SERVERS_EXAMPLES = """\
 examples:
@@ -35,6 +35,16 @@ Keys and passwords are not stored: name the variable or the entry of the keyring
 that has them. A server that does not answer is added all the same.
 exit status: 0 added, 1 failed, 2 wrong arguments"""
 
+SET_EXAMPLES = """\
+examples:
+  aicortex servers set desk --api-key env:DESK_KEY
+  aicortex servers set rack:11434 --name rack --slots 4
+  aicortex servers set desk --api-key '' --ca-file ''
+
+What is not named stays as it is, '' takes something away. Labels and headers
+that are named are all that it has then.
+exit status: 0 done, 1 failed, 2 wrong arguments"""
+
 REMOVE_EXAMPLES = """\
 examples:
   aicortex servers remove desk
@@ -53,6 +63,7 @@ exit status: 0 all answer, 1 one does not, 2 wrong arguments"""
 DRAIN_EXAMPLES = """\
 examples:
   aicortex servers drain desk
+  aicortex servers drain desk rack
   aicortex servers drain desk --off
 
 New requests go to the other servers; answers that have begun are finished.
@@ -93,6 +104,27 @@ def _add_servers(parser: argparse.ArgumentParser) -> None:
 
 def _add_add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", metavar="ADDRESS", help="where it is, as host, host:port or URL")
+    _add_fields(parser)
+    words = (
+        "write a JSON object: added (the server as aicortex.toml has it), servers (url, version, models, error of each)"
+    )
+    add_json(parser, words)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("title", metavar="NAME|ADDRESS", help="the server, by name or address")
+    _add_fields(parser)
+    for action in parser._actions:
+        if action.option_strings and action.dest != "help":  # what is not given stays as it is
+            action.default = argparse.SUPPRESS
+            action.help = str(action.help).partition(" (default")[0]
+    words = "look at its certificate again, after --no-verify"
+    parser.add_argument("--verify", dest="no_verify", action="store_false", default=argparse.SUPPRESS, help=words)
+    add_json(parser, "write a JSON object: url, name, action (changed or same), changes (old and new value)")
+
+
+def _add_fields(parser: argparse.ArgumentParser) -> None:
+    """Add what there is to say of a server."""
     parser.add_argument("--name", metavar="NAME", default="", help="a short name for it")
     words = "where it is, from the large to the small: eu/office; for the routing nearest"
     parser.add_argument("--location", metavar="PLACE", default="", help=words)
@@ -111,10 +143,6 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
         "default it does when there are several IPv4 addresses"
     )
     parser.add_argument("--expand", action=argparse.BooleanOptionalAction, help=words)
-    words = (
-        "write a JSON object: added (the server as aicortex.toml has it), servers (url, version, models, error of each)"
-    )
-    add_json(parser, words)
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +150,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     words = "where its key is: env:VARIABLE or keyring:SERVICE/USER; it is sent as a bearer token"
     parser.add_argument("--api-key", metavar="REFERENCE", default="", help=words)
     words = "a header to send, whose value is in env:VARIABLE or keyring:SERVICE/USER; several may be given"
-    parser.add_argument("--header", metavar="NAME=REFERENCE", type=pair, action="append", default=[], help=words)
+    parser.add_argument("--header", metavar="NAME=REFERENCE", type=header, action="append", default=[], help=words)
     words = "a PEM file with the authority that signed its certificate"
     parser.add_argument("--ca-file", metavar="FILE", help=words)
     words = "a PEM file with a certificate to show it, and its key"
@@ -146,9 +174,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_drain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the server, by name or address")
-    parser.add_argument("--off", action="store_true", help="let it take requests again")
-    add_json(parser, "write a JSON object: url, name, draining")
+    parser.add_argument("names", metavar="NAME", nargs="+", help="the servers, by name or address")
+    parser.add_argument("--off", action="store_true", help="let them take requests again")
+    add_json(parser, "write a JSON array of objects: url, name, draining")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +186,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
-    words = "a file as aicortex.toml, or as 'servers export' writes it; '-' is standard input"
+    words = "a file as aicortex.toml, or as 'servers export' writes it, with --json too; '-' is standard input"
     parser.add_argument("file", metavar="FILE", help=words)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     words = "write a JSON array of objects: url, name, action (added, changed, same, kept), changes (old and new value)"
@@ -168,13 +196,14 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 ACTIONS = (
     Command("list", "[options]", "list the servers and how they are", LIST_EXAMPLES, _add_list),
     Command("add", "[options] ADDRESS", "add a server, and see what it has", ADD_EXAMPLES, _add_add),
+    Command("set", "[options] NAME|ADDRESS", "change something about a server", SET_EXAMPLES, _add_set),
     Command(
         "remove", "[options] NAME ...", "forget servers and all that is known of them", REMOVE_EXAMPLES, _add_remove
     ),
     Command("check", "[options] [NAME ...]", "see whether servers answer", CHECK_EXAMPLES, _add_check),
-    Command("drain", "[options] NAME", "keep new requests away from a server", DRAIN_EXAMPLES, _add_drain),
+    Command("drain", "[options] NAME ...", "keep new requests away from servers", DRAIN_EXAMPLES, _add_drain),
     Command("export", "[options] [FILE]", "write the servers as TOML", EXPORT_EXAMPLES, _add_export),
-    Command("import", "[options] FILE", "take servers from TOML", IMPORT_EXAMPLES, _add_import),
+    Command("import", "[options] FILE", "take servers from TOML or JSON", IMPORT_EXAMPLES, _add_import),
 )
 SERVERS = Command(
     "servers",

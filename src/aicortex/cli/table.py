@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import msgspec
 
 from aicortex.cli.terminal import fitted, note, printable, width
 
+Rows = Sequence[Sequence[str]]
 KILO = 1000.0
 UNITS = ("B", "kB", "MB", "GB", "TB")
+SPACES = {9: " ", 10: " "}  # instead of tab and newline
 SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str] = ()) -> None:
+def print_table(
+    header: Sequence[str],
+    rows: Rows,
+    *,
+    optional: Sequence[str] = (),
+    shorter: Iterable[Rows] = (),
+) -> None:
     """Print columns, or on a terminal too narrow for them one paragraph for each row.
 
-    The columns named in `optional` are left out when nothing stands in them.
+    The columns named in `optional` are left out when nothing stands in them. `shorter` has the same rows in fewer
+    words, more and more so: of them a terminal gets the first that fits.
     """
-    is_terminal = sys.stdout.isatty()
-    if is_terminal:
-        rows = [[printable(cell) for cell in row] for row in rows]
-    shown = [place for place, name in enumerate(header) if name not in optional or any(row[place] for row in rows)]
-    header, rows = [header[place] for place in shown], [[row[place] for place in shown] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    if is_terminal and sum(widths) + 2 * (len(widths) - 1) > width():
-        _print_paragraphs(header, rows)
+    first = _Columns(header, rows, optional)
+    columns: _Columns | None = first
+    if sys.stdout.isatty():
+        tried = chain([first], (_Columns(header, less, optional) for less in shorter))
+        columns = next((one for one in tried if one.width <= width()), None)
+    if columns is None:
+        _print_paragraphs(first.header, first.rows)
         return
-    for row in (header, *rows):
-        line = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True))
+    for row in (columns.header, *columns.rows):
+        line = "  ".join(cell.ljust(size) for cell, size in zip(row, columns.widths, strict=True))
         print(line.rstrip())
+
+
+class _Columns:
+    """A table without the optional columns in which nothing stands, and how wide it is."""
+
+    def __init__(self, header: Sequence[str], rows: Rows, optional: Sequence[str]) -> None:
+        rows = [[_on_one_line(cell) for cell in row] for row in rows]
+        shown = [place for place, name in enumerate(header) if name not in optional or any(row[place] for row in rows)]
+        self.header = [header[place] for place in shown]
+        self.rows = [[row[place] for place in shown] for row in rows]
+        self.widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        self.width = sum(self.widths) + 2 * (len(self.widths) - 1)
 
 
 def _print_paragraphs(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -47,7 +68,13 @@ def _print_paragraphs(header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 def print_line(words: str, *, indent: int = 2) -> None:
     """Print one line, which only a terminal breaks, between words; what it goes on with is indented."""
-    print(fitted(printable(words), indent=indent) if sys.stdout.isatty() else words)
+    line = _on_one_line(words)
+    print(fitted(line, indent=indent) if sys.stdout.isatty() else line)
+
+
+def _on_one_line(words: str) -> str:
+    """Return foreign text without what would steer a terminal or begin another line."""
+    return printable(words).translate(SPACES)
 
 
 def print_json(value: object) -> None:

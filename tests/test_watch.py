@@ -93,6 +93,13 @@ def test_a_server_that_hangs_is_left_although_only_the_callers_time_was_up() -> 
         assert chat("Hi", model="fake", servers=servers, timeout=1.0) == "good"
 
 
+def test_a_stream_that_was_too_long_for_its_caller_says_nothing_of_the_server() -> None:
+    """Where text had come before, the caller's timeout is no late first token."""
+    watch = Watch(BOARD, {URL: "m"}, None, None)
+    watch.tell([Attempt(URL, "timeout", "stream", "", 9, False, 5.0)], None)
+    assert BOARD.healths()[URL, "m:latest"].failures == 0
+
+
 def test_a_reply_shows_that_a_server_is_there() -> None:
     """A server that refused connections is reached again by whatever it says, even that it is busy."""
     BOARD.post(news("refused", at=time() - 5))

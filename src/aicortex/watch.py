@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from aicortex._core.faults import FIRST_TOKEN
 from aicortex.board import LEFT, Board, News
 from aicortex.in_flight import Claim
 
@@ -90,7 +91,7 @@ class Watch:
 
 def _kind(attempt: Attempt) -> str:
     """Return the kind of an attempt as far as it concerns the server's health."""
-    if attempt.kind == "timeout" and attempt.first_token is None and attempt.phase != "connect":
+    if attempt.kind == "timeout" and attempt.first_token is None and attempt.phase == FIRST_TOKEN:
         return "first_token_timeout"  # it had as long as the caller gave it
     is_refusal = attempt.status is not None and 400 <= attempt.status < 499 and attempt.status != 404
     return "rejected" if attempt.kind == "bad_response" and is_refusal else attempt.kind

@@ -221,14 +221,14 @@ class Board:
     def _look(self) -> None:
         """See what other processes have written since the last time."""
         path = data_path()
-        if self._registry is None or self._registry.path != path:
+        if self._registry is not None and self._registry.path != path:
+            self._registry.close()
+            self._registry, self._snapshot, self._entries = None, Snapshot(), {}
+        if self._registry is None:
             if not os.path.exists(path):
-                self._snapshot = Snapshot()
                 return
             from aicortex.registry.store import Registry
 
-            if self._registry is not None:
-                self._registry.close()
             self._registry, self._version = Registry(path, patience=PATIENCE_SECONDS), -1
         version = self._registry.version()
         if version != self._version:

@@ -6,8 +6,10 @@ import hashlib
 import http.client
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,22 @@ def _nothing_known_yet(
     if client is not None:
         client.MEMORY.clear()
         client.BUDGET.__init__()
+
+
+@pytest.fixture
+def hanging_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every name hang that is not an address: the system's resolver knows no deadline."""
+    hang = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def slow(host: str, port: int, **more: int) -> object:
+        if "flags" not in more:
+            hang.wait(30)
+        return resolve(host, port, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    yield
+    hang.set()
 
 
 @pytest.fixture(scope="session")

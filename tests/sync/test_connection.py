@@ -268,20 +268,11 @@ def test_a_late_reader_still_gets_what_came(authority: trustme.CA) -> None:
         assert stream.text() == TEXT
 
 
-def test_a_resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("hanging_resolver")
+def test_a_resolver_that_hangs() -> None:
     """The system's resolver has no deadline of its own; ours holds."""
-    hang = threading.Event()
-    resolve = socket.getaddrinfo
-
-    def slow(host: str, port: int, **more: int) -> object:
-        if "flags" not in more:
-            hang.wait(10)
-        return resolve(host, port, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
     with pytest.raises(AttemptFailed, match="not resolved in time"):
         Connection(Server("box.example"), due=perf_counter() + 0.2, opening=[])
-    hang.set()
 
 
 def test_a_host_that_does_not_answer() -> None:

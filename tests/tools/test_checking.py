@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from time import perf_counter, time
 
 import pytest
@@ -86,20 +84,11 @@ def test_more_servers_than_threads() -> None:
     assert [checked.failure is None for checked in found.values()] == [*[False] * AT_ONCE, True]
 
 
-def test_a_name_that_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("hanging_resolver")
+def test_a_name_that_is_not_resolved() -> None:
     """The system's resolver has no deadline; the check has."""
-    hang = threading.Event()
-    resolve = socket.getaddrinfo
-
-    def slow(host: str, port: int, **more: int) -> object:
-        if "flags" not in more:
-            hang.wait(10)
-        return resolve(host, port, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
     with FakeServer() as good:
         found = check(["box.example", good.url], deadline=0.5)
-    hang.set()
     assert [checked.failure and checked.failure.kind for checked in found.values()] == ["connect_timeout", None]
 
 

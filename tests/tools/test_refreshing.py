@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -110,20 +108,11 @@ def test_fifty_servers_of_which_five_hang(registry: Registry, place: str, reply:
     ]
 
 
-def test_a_name_that_is_not_resolved(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("hanging_resolver")
+def test_a_name_that_is_not_resolved(registry: Registry) -> None:
     """The system's resolver may take half a minute; the refresh does not."""
-    hang = threading.Event()
-    resolve = socket.getaddrinfo
-
-    def slow(host: str, port: int, **more: int) -> object:
-        if "flags" not in more:
-            hang.wait(30)
-        return resolve(host, port, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
     with FakeServer() as good:
         report = refresh(["box.example", good.url], registry=registry, deadline=1.5)
-    hang.set()
     assert report.seconds < 1.5
     assert report.answered == 1
     assert "not resolved in time" in report.unreachable["http://box.example:11434"]

@@ -16,6 +16,7 @@ from aicortex.cli.table import counted, print_json, print_line
 from aicortex.cli.terminal import decoded, note
 from aicortex.cli.waiting import Waiting
 from aicortex.fleet import registered
+from aicortex.registry.config import read_text
 from aicortex.registry.entries import ServerEntry
 from aicortex.registry.store import Registry
 from aicortex.registry.transfer import import_text
@@ -112,13 +113,7 @@ def _carry_out(steps: Sequence[Step]) -> None:
 def _entries(name: str) -> list[ServerEntry]:
     if name == "-":
         return import_text(_as_toml(decoded(sys.stdin.buffer.read())))
-    try:
-        with open(name, encoding="utf-8") as file:
-            text = file.read()
-    except UnicodeDecodeError:
-        raise ValueError(f"{name} is no TOML: it is not encoded as UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+    text = read_text(name)
     try:
         return import_text(_as_toml(text), folder=os.path.dirname(os.path.abspath(name)))
     except ValueError as error:

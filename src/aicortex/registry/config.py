@@ -84,15 +84,19 @@ def _stamp(path: str) -> Stamp:
     return path, known.st_mtime_ns, known.st_size
 
 
-def _read(path: str) -> Config:
+def read_text(path: str) -> str:
+    """Return the text of a TOML file; raises ValueError that names it."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
+            return file.read()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no TOML: it is not encoded as UTF-8") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    config = parse(text, path, folder=os.path.dirname(path))
+
+
+def _read(path: str) -> Config:
+    config = parse(read_text(path), path, folder=os.path.dirname(path))
     if not is_users_own(path):
         _check_restraint(config)
     return config

@@ -16,6 +16,7 @@ from aicortex._core.failover import AttemptFailed, Failure
 from aicortex._core.ollama import BAD_JSON
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.pool import call
+from aicortex.errands import Errand, Steps, run
 from aicortex.errors import CredentialError
 from aicortex.registry.paths import data_path
 
@@ -82,34 +83,39 @@ def find_fleet(servers: Sequence[str | Server] | str | Server | None = None) -> 
     registry and the configuration files, else the local Ollama, else the embedded engine. Raises ValueError for what is
     no address, or when all registered ones lack their credentials, and RegistryError.
     """
+    return run(finding(servers))
+
+
+def finding(servers: Sequence[str | Server] | str | Server | None = None) -> Steps[Fleet]:
+    """Decide what `find_fleet` returns."""
     config, registry = settings.configuration(), has_registry()
     is_needed = servers is None and not settings.names_servers()
     stored = knowledge(is_needed=is_needed).servers if registry else ()
-    found = _found(servers, registered(stored, config=config))
+    found = yield from _found(servers, registered(stored, config=config))
     return msgspec.structs.replace(found, config=config, has_registry=registry)
 
 
-def _found(servers: Sequence[str | Server] | str | Server | None, entries: Sequence[ServerEntry]) -> Fleet:
+def _found(servers: Sequence[str | Server] | str | Server | None, entries: Sequence[ServerEntry]) -> Steps[Fleet]:
     if servers is not None:
         given = [servers] if isinstance(servers, str | Server) else list(servers)
         if not all(isinstance(item, str | Server) for item in given):
             raise ValueError("servers is a list of addresses, such as ['desk:11434'], or of Server objects")
         if not given or not all(given):
             raise ValueError("servers is empty: name at least one, or leave it out")
-        return _usable(_named(given, entries, is_ordered=True))
+        return _usable((yield from _named(given, entries, is_ordered=True)))
     configured = settings.configured_servers({entry.name for entry in entries if entry.name})
     if configured:
-        return _usable(_named(configured, entries))
+        return _usable((yield from _named(configured, entries)))
     if entries:
-        return _usable(fleet_of(entries))
+        return _usable((yield from _standing_for(entries)))
     local = settings.local_server()
-    if _answers(local):
+    if (yield from _answers(local)):
         return Fleet([local])
     if settings.names_local_server():
         import warnings
 
         words = f"OLLAMA_HOST: {local.label} does not answer; the embedded engine is used instead"
-        warnings.warn(words, RuntimeWarning, stacklevel=5)
+        warnings.warn(words, RuntimeWarning, stacklevel=6)
     return Fleet([Server(EMBEDDED)])
 
 
@@ -139,7 +145,7 @@ def knowledge(*, is_needed: bool = True) -> Snapshot:
     return BOARD.knowledge(is_needed=is_needed)
 
 
-def _named(given: Sequence[str | Server], entries: Sequence[ServerEntry], *, is_ordered: bool = False) -> Fleet:
+def _named(given: Sequence[str | Server], entries: Sequence[ServerEntry], *, is_ordered: bool = False) -> Steps[Fleet]:
     """Return servers that were named one by one; a name or an address of the registry brings what it knows."""
     by_title = {title: entry for entry in reversed(entries) for title in (entry.url, entry.name) if title}
     found: dict[Server, Any] = {}
@@ -154,7 +160,7 @@ def _named(given: Sequence[str | Server], entries: Sequence[ServerEntry], *, is_
         elif isinstance(server, Server):
             found[server] = None
     if any(entry is not None and entry.expand for entry in found.values()):
-        found = _expanded(found)
+        found = yield from _expanded(found)
     known = {server: entry for server, entry in found.items() if entry is not None}
     return Fleet(list(found), known, is_ordered, refused)
 
@@ -167,18 +173,22 @@ def _usable(fleet: Fleet) -> Fleet:
     if reasons:
         import warnings
 
-        warnings.warn(f"left out: {reasons}", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"left out: {reasons}", RuntimeWarning, stacklevel=7)
     return fleet
 
 
 def fleet_of(entries: Sequence[ServerEntry]) -> Fleet:
     """Return the servers that these entries stand for; those whose credentials are missing are `refused`."""
+    return run(_standing_for(entries))
+
+
+def _standing_for(entries: Sequence[ServerEntry]) -> Steps[Fleet]:
     found: dict[Server, Any] = {}
     refused: dict[str, str] = {}
     for entry in entries:
         _make(entry, found, refused)
     if any(entry.expand for entry in found.values()):
-        found = _expanded(found)
+        found = yield from _expanded(found)
     return Fleet(list(found), found, refused=refused)
 
 
@@ -204,12 +214,15 @@ def _server_of(entry: ServerEntry) -> Server:
     return made[2]
 
 
-def _expanded(entries: dict[Server, Any]) -> dict[Server, Any]:
+def _expanded(entries: dict[Server, Any]) -> Steps[dict[Server, Any]]:
     """Return the servers that each name stands for, all of them resolved at once."""
-    from aicortex._sync.names import expand
+    from aicortex._sync.names import expand, is_fresh
 
     names = [server for server, entry in entries.items() if entry is not None and entry.expand]
-    found = survey(names, expand)
+    if all(map(is_fresh, names)):
+        found: dict[Server, list[Server] | Failure] = {server: expand(server) for server in names}
+    else:
+        found = yield Errand(("names", *names), lambda: survey(names, expand))
     servers: dict[Server, Any] = {}
     for server, entry in entries.items():
         said = found.get(server, [server])
@@ -222,17 +235,21 @@ def _parsed(address: str) -> Server:
     return Server(address)
 
 
-def _answers(server: Server) -> bool:
+def _answers(server: Server) -> Steps[bool]:
     now = perf_counter()
     if now - _alive.get(server, -FRESH_SECONDS) < FRESH_SECONDS / 6:
         return True
-    try:
-        answered = call(server, "GET", "/api/version", due=now + ASK_SECONDS).status in (200, 401, 403)
-    except AttemptFailed:
-        return False
+    answered: bool = yield Errand(("alive", server), lambda: _is_alive(server))
     if answered:
         _alive[server] = now
     return answered
+
+
+def _is_alive(server: Server) -> bool:
+    try:
+        return call(server, "GET", "/api/version", due=perf_counter() + ASK_SECONDS).status in (200, 401, 403)
+    except AttemptFailed:
+        return False
 
 
 def catalogue(server: Server) -> tuple[Model, ...]:

@@ -12,6 +12,7 @@ from aicortex import settings
 from aicortex._core.failover import Failure
 from aicortex._core.ollama import full_name
 from aicortex._core.server import Server
+from aicortex.errands import Errand, Steps, run
 from aicortex.errors import ModelNotFoundError
 from aicortex.fleet import FRESH_SECONDS, Details, Fleet, Model, catalogue, knowledge, survey
 
@@ -49,10 +50,17 @@ def plan(
     ModelNotFoundError when every server answered and none has the model. Servers that did not answer stand behind
     those that have it, and those that said they have not come last.
     """
+    return run(planning(model, fleet, routing=routing, opening=opening))
+
+
+def planning(
+    model: str | None, fleet: Fleet, *, routing: str | None = None, opening: tuple[str, bool] = ("", False)
+) -> Steps[Plan]:
+    """Decide what `plan` returns."""
     model = model or settings.default_model(fleet.config)
     wanted = settings.models_meant(model, fleet.config) if model else ()
     servers = fleet.servers
-    found = _known_or_asked(fleet, wanted)
+    found = yield from _known_or_asked(fleet, wanted)
     lists = {server: models for server, models in found.items() if not isinstance(models, Failure)}
     failures = [outcome for outcome in found.values() if isinstance(outcome, Failure)]
     if model is None:
@@ -147,7 +155,7 @@ def forget(label: str) -> None:
             _known.pop(server, None)
 
 
-def _known_or_asked(fleet: Fleet, wanted: Sequence[str]) -> dict[Server, tuple[Model, ...] | Failure]:
+def _known_or_asked(fleet: Fleet, wanted: Sequence[str]) -> Steps[dict[Server, tuple[Model, ...] | Failure]]:
     """Return what each server has or why it did not say, asking those of which nothing is known.
 
     What a refresh wrote into the registry is believed until somebody says otherwise. When nobody is known to have the
@@ -161,7 +169,10 @@ def _known_or_asked(fleet: Fleet, wanted: Sequence[str]) -> dict[Server, tuple[M
     has_it = any(not isinstance(said, Failure) and _has(said, wanted) for said in known.values())
     unknown = [server for server in servers if not has_it or server not in known]
     if unknown:
-        asked = survey(unknown, _noted, enough=lambda models: _has(models, wanted), hurried=has_it)
+        asked: dict[Server, tuple[Model, ...] | Failure] = yield Errand(
+            ("models", has_it, *wanted, *unknown),
+            lambda: survey(unknown, _noted, enough=lambda models: _has(models, wanted), hurried=has_it),
+        )
         known.update(asked)
         _known.update({server: (now, outcome) for server, outcome in asked.items()})
     return {server: known[server] for server in servers}

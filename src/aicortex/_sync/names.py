@@ -24,6 +24,12 @@ def expand(server: Server) -> list[Server]:
     return [server.at(address) for address in addresses] if len(addresses) > 1 else [server]
 
 
+def is_fresh(server: Server) -> bool:
+    """Whether the addresses of a name are known, so that `expand` asks nobody."""
+    known = _known.get((server.host, server.port))
+    return known is not None and perf_counter() - known[0] < FRESH_SECONDS
+
+
 def _addresses(server: Server) -> Sequence[str]:
     key, now = (server.host, server.port), perf_counter()
     known = _known.get(key)

@@ -1,62 +1,28 @@
-"""`chat`: check the arguments, choose the servers, send the request."""
+"""`chat` and `achat`: check the arguments, choose the servers, send the request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, overload
 
-from aicortex._core.failover import Deadlines
-from aicortex._core.question import Question
+from msgspec.structs import replace
+
 from aicortex._sync.client import Exchange
-from aicortex.fleet import find_fleet
-from aicortex.planning import plan
-from aicortex.request import (
-    check_deadlines,
-    check_model,
-    check_resume,
-    check_routing,
-    check_session,
-    check_shape,
-    collect_messages,
-    collect_options,
-    opening_of,
-)
+from aicortex._sync.pool import POOL
+from aicortex.errands import Steps, run
+from aicortex.fleet import finding
+from aicortex.planning import Plan, planning
+from aicortex.request import Call, checked, opening_of
 from aicortex.settings import resumes_by_default
 from aicortex.stream import Stream
 
 if TYPE_CHECKING:
-    from typing_extensions import TypedDict, Unpack
+    from typing_extensions import Unpack
 
-    from aicortex._core.server import Server
-    from aicortex.request import Format, Image, MessageDict, Options, Routing, Tool
-
-    class ChatArguments(TypedDict, total=False):
-        """The keyword arguments of `chat`, for type checkers."""
-
-        model: str | None
-        messages: Sequence[MessageDict] | None
-        system: str | None
-        images: Sequence[Image] | None
-        think: bool | Literal["low", "medium", "high"] | None
-        temperature: float | None
-        top_p: float | None
-        max_tokens: int | None
-        stop: str | Sequence[str] | None
-        seed: int | None
-        options: Options | None
-        tools: Sequence[Tool] | None
-        format: Format | None
-        keep_alive: str | float | None
-        servers: Sequence[str | Server] | str | Server | None
-        routing: Routing | None
-        session: str | None
-        resume: Literal["continue", "never"] | None
-        hedge_after: float | None
-        timeout: float | None
-        first_token_timeout: float
-        connect_timeout: float
-        stall_timeout: float
-        min_tokens_per_second: float | None
+    from aicortex._aio.pool import Pools
+    from aicortex._sync.pool import Pool
+    from aicortex.astream import AsyncStream
+    from aicortex.request import ChatArguments, Format, Image, MessageDict, Options, Routing, Servers, Tool
 
 
 @overload
@@ -81,7 +47,7 @@ def chat(
     tools: Sequence[Tool] | None = None,
     format: Format | None = None,
     keep_alive: str | float | None = None,
-    servers: Sequence[str | Server] | str | Server | None = None,
+    servers: Servers = None,
     routing: Routing | None = None,
     session: str | None = None,
     resume: Literal["continue", "never"] | None = None,
@@ -123,35 +89,89 @@ def chat(
     when the registry is needed and cannot be read. What servers do wrong shows in the stream: see `Stream`. Without
     `stream=True` it is raised here: AllServersFailedError, StreamInterruptedError, RequestRejectedError.
     """
-    asked = collect_messages(prompt, messages, system, images)
-    chosen = collect_options(options, temperature, top_p, max_tokens, stop, seed)
-    limits = Deadlines(connect_timeout, first_token_timeout, stall_timeout, timeout, min_tokens_per_second)
-    check_deadlines(limits, hedge_after)
-    check_model(model, think, keep_alive)
-    check_shape(tools, format)
-    if routing is not None:
-        check_routing(routing)
-    check_session(session)
-    fleet = find_fleet(servers)
-    resumes = check_resume(resume) if resume is not None else resumes_by_default(fleet.config)
-    route = plan(model, fleet, routing=routing, opening=opening_of(asked, session))
-    question = Question(route.model, asked, think, chosen, keep_alive, [*tools] if tools else None, format)
-    exchange = Exchange(
-        route.servers,
-        question,
-        deadlines=limits,
-        digests=route.digests,
-        names=route.names,
-        reasons=route.reasons,
-        resume=resumes,
+    call = checked(
+        prompt,
+        model=model,
+        messages=messages,
+        system=system,
+        images=images,
+        think=think,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        stop=stop,
+        seed=seed,
+        options=options,
+        tools=tools,
+        format=format,
+        keep_alive=keep_alive,
+        servers=servers,
+        routing=routing,
+        session=session,
+        resume=resume,
         hedge_after=hedge_after,
-        watch=route.watch,
+        timeout=timeout,
+        first_token_timeout=first_token_timeout,
+        connect_timeout=connect_timeout,
+        stall_timeout=stall_timeout,
+        min_tokens_per_second=min_tokens_per_second,
     )
-    if route.failures:
-        exchange.refuse(route.failures)
+    return answer(call, stream=stream)
+
+
+def answer(call: Call, *, stream: bool, pool: Pool = POOL) -> Stream | str:
+    """Send the request of a call, and return its stream or its text."""
+    call, route = run(deciding(call))
+    exchange = Exchange(call, route, pool)
     exchange.start()
-    answer = Stream(exchange)
+    opened = Stream(exchange)
     if stream:
-        return answer
-    with answer:
-        return answer.text()
+        return opened
+    with opened:
+        return opened.text()
+
+
+def deciding(call: Call) -> Steps[tuple[Call, Plan]]:
+    """Decide which servers are asked, in what order, and what is left open by the call."""
+    fleet = yield from finding(call.servers)
+    resume = resumes_by_default(fleet.config) if call.resume is None else call.resume
+    question = call.question
+    opening = opening_of(question.messages, call.session)
+    route = yield from planning(question.model, fleet, routing=call.routing, opening=opening)
+    return replace(call, resume=resume), route
+
+
+@overload
+async def achat(
+    prompt: str | None = None, *, stream: Literal[True], **arguments: Unpack[ChatArguments]
+) -> AsyncStream: ...
+@overload
+async def achat(
+    prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
+) -> str: ...
+async def achat(
+    prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
+) -> AsyncStream | str:
+    """Ask a model from asyncio: as `chat`, with the same arguments, errors and promises.
+
+    `await achat(prompt)` gives the text, `await achat(prompt, stream=True)` an `AsyncStream`, once the request is sent.
+    Nothing of it blocks the event loop, and no stream has a thread.
+    """
+    return await aanswer(checked(prompt, **arguments), stream=stream)
+
+
+async def aanswer(call: Call, *, stream: bool, pools: Pools | None = None) -> AsyncStream | str:
+    """Send the request of a call, and return its stream or its text."""
+    from aicortex._aio import aside  # asyncio takes 30 ms to import
+    from aicortex._aio.client import Exchange
+    from aicortex._aio.pool import POOLS
+    from aicortex.astream import AsyncStream
+
+    call, route = await aside.run(deciding(call))
+    exchange = Exchange(call, route, await (pools or POOLS).of_loop())
+    await exchange.start()
+    opened = AsyncStream(exchange)
+    if stream:
+        return opened
+    async with opened:
+        return await opened.text()

@@ -6,11 +6,46 @@ import os
 from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
 from aicortex._core.failover import Deadlines
+from aicortex._core.question import Question
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+
+    from aicortex._core.server import Server
+
+    class ChatArguments(TypedDict, total=False):
+        """The keyword arguments of `chat`, for type checkers."""
+
+        model: str | None
+        messages: Sequence[MessageDict] | None
+        system: str | None
+        images: Sequence[Image] | None
+        think: bool | Literal["low", "medium", "high"] | None
+        temperature: float | None
+        top_p: float | None
+        max_tokens: int | None
+        stop: str | Sequence[str] | None
+        seed: int | None
+        options: Options | None
+        tools: Sequence[Tool] | None
+        format: Format | None
+        keep_alive: str | float | None
+        servers: Servers
+        routing: Routing | None
+        session: str | None
+        resume: Literal["continue", "never"] | None
+        hedge_after: float | None
+        timeout: float | None
+        first_token_timeout: float
+        connect_timeout: float
+        stall_timeout: float
+        min_tokens_per_second: float | None
+
 
 Image: TypeAlias = "str | bytes | os.PathLike[str]"
 MessageDict: TypeAlias = Mapping[str, Any]  # Any: JSON of the caller's making
@@ -18,12 +53,71 @@ Options: TypeAlias = Mapping[str, Any]  # Any: whatever the server's runner take
 Tool: TypeAlias = dict[str, Any]  # Any: a JSON schema
 Format: TypeAlias = "str | dict[str, Any]"  # Any: a JSON schema
 Routing: TypeAlias = Literal["balanced", "fastest", "nearest", "priority", "round_robin", "random", "order"]
+Servers: TypeAlias = "Sequence[str | Server] | str | Server | None"
 ROLES = ("system", "user", "assistant", "tool")
 RESUME = ("continue", "never")
 THINK = (None, True, False, "low", "medium", "high")
 LONGEST_SECONDS = 1_000_000  # eleven days; the system's own timers overflow somewhere above
 OPENING_CHARACTERS = 2000  # a prompt that begins alike for so long is worth a server that has evaluated it before
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What a call of `chat` asks, checked; the question's model is "" where the call names none.
+
+    `resume` says whether an answer that broke off is continued, None for as configured.
+    """
+
+    question: Question
+    deadlines: Deadlines
+    servers: Servers = None
+    routing: str | None = None
+    session: str | None = None
+    resume: bool | None = None
+    hedge_after: float | None = None
+
+
+def checked(
+    prompt: str | None,
+    *,
+    model: str | None = None,
+    messages: Sequence[MessageDict] | None = None,
+    system: str | None = None,
+    images: Sequence[Image] | None = None,
+    think: bool | Literal["low", "medium", "high"] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_tokens: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    options: Options | None = None,
+    tools: Sequence[Tool] | None = None,
+    format: Format | None = None,
+    keep_alive: str | float | None = None,
+    servers: Servers = None,
+    routing: Routing | None = None,
+    session: str | None = None,
+    resume: Literal["continue", "never"] | None = None,
+    hedge_after: float | None = None,
+    timeout: float | None = None,
+    first_token_timeout: float = 120.0,
+    connect_timeout: float = 5.0,
+    stall_timeout: float = 30.0,
+    min_tokens_per_second: float | None = None,
+) -> Call:
+    """Return the arguments of `chat` as a call; raises ValueError and TypeError."""
+    asked = collect_messages(prompt, messages, system, images)
+    chosen = collect_options(options, temperature, top_p, max_tokens, stop, seed)
+    limits = Deadlines(connect_timeout, first_token_timeout, stall_timeout, timeout, min_tokens_per_second)
+    check_deadlines(limits, hedge_after)
+    check_model(model, think, keep_alive)
+    check_shape(tools, format)
+    if routing is not None:
+        check_routing(routing)
+    check_session(session)
+    question = Question(model or "", asked, think, chosen, keep_alive, [*tools] if tools else None, format)
+    resumes = check_resume(resume) if resume is not None else None
+    return Call(question, limits, servers, routing, session, resumes, hedge_after)
 
 
 def collect_messages(

@@ -7,24 +7,34 @@ from __future__ import annotations
 
 import select
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aicortex._core.failover import AttemptFailed, Failure
-from aicortex._core.http import Response, encode_request
+from aicortex._core.http import Response
 from aicortex._core.server import Server
-from aicortex.settings import proxy_for
-
-if TYPE_CHECKING:
-    import ssl
+from aicortex.network import (
+    CONNECT,
+    MAX_TUNNEL_HEAD,
+    SEND,
+    check_tunnel,
+    encode,
+    failure_of,
+    handshake_timeout,
+    head_of,
+    is_tls_error,
+    numeric_addresses,
+    prepare,
+    proxy_to,
+    tls_context,
+    tunnel_request,
+    unresolved,
+)
 
 READ_SIZE = (65536,)  # bytes of one read, as the sequence that map() walks over
 RECORD_SIZE = 16384  # bytes of the longest TLS record
-CONNECT = "connect"
-SEND = "send"
 
 
 class Connection:
@@ -34,7 +44,7 @@ class Connection:
     response by C functions alone, so they are either still in the kernel, in the inbox, or parsed.
     """
 
-    __slots__ = ("_inbox", "_is_tls", "_read", "_request", "_socket", "_timeout", "response", "reused")
+    __slots__ = ("_inbox", "_is_tls", "_read", "_socket", "_timeout", "_way", "response", "reused")
 
     def __init__(self, server: Server, *, due: float, opening: list[socket.socket]) -> None:
         """Connect by the time `due` (of `perf_counter`); raises AttemptFailed.
@@ -45,15 +55,13 @@ class Connection:
         self.reused = False  # whether the connection was kept from another request
         self._inbox: list[bytes | bytearray] = []
         self._timeout = 0.0
-        self._socket, self._request = _connect(server, due, opening)
+        self._socket, self._way = _connect(server, due, opening)
         self._read: Callable[[int], bytes] = self._socket.recv
         self._is_tls = server.scheme == "https"
 
     def send(self, method: str, path: str, server: Server, body: bytes = b"", *, due: float) -> Response:
         """Send a request and return its response, to be filled by `receive`; raises AttemptFailed."""
-        prefix, extra = self._request
-        headers = [("Host", server.netloc), ("Accept", "application/x-ndjson, application/json"), *extra]
-        data = encode_request(method, prefix + server.path + path, [*headers, *server.headers], body)
+        data = encode(method, path, server, body, self._way)
         self.response = Response()
         self._inbox.clear()
         try:
@@ -64,7 +72,7 @@ class Connection:
                 Failure("stalled", SEND, "does not take the request: its connection is stuck")
             ) from None
         except OSError as error:
-            raise AttemptFailed(_failure_of(error, SEND)) from error
+            raise AttemptFailed(failure_of(error, SEND)) from error
         return self.response
 
     def receive(self, seconds: float) -> None:
@@ -101,10 +109,10 @@ class Connection:
         inbox[0] = buffer[:count]
 
     def _end(self, error: OSError) -> None:
-        if _is_tls_error(error) and "EOF" in str(error).upper():
+        if is_tls_error(error) and "EOF" in str(error).upper():
             self.response.eof = True  # closed without TLS's own goodbye; whether the answer is whole, the core knows
             return
-        raise AttemptFailed(_failure_of(error, "")) from error
+        raise AttemptFailed(failure_of(error, "")) from error
 
     def _wait_at_most(self, seconds: float) -> None:
         """Set the socket's timeout; when the time is past, what has come is still taken."""
@@ -170,21 +178,16 @@ def _connect(
     server: Server, due: float, opening: list[socket.socket]
 ) -> tuple[socket.socket, tuple[str, list[tuple[str, str]]]]:
     """Return a connected socket, and what a request through it needs: a prefix of its target, and headers."""
-    try:
-        proxy = proxy_for(server)
-    except ValueError as error:
-        raise AttemptFailed(Failure("proxy", CONNECT, str(error))) from error
+    proxy = proxy_to(server)
     peer = proxy or server
     found = _open(peer.address or peer.host, peer.port, due, opening)
     try:
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if server.scheme == "http":
-            prefix = f"http://{server.netloc}" if proxy else ""
-            return found, (prefix, _proxy_headers(proxy) if proxy else [])
-        if proxy:
-            _tunnel(found, proxy, server, due)
-        return _secured(found, server, due, opening), ("", [])
+        prepare(found)
+        if server.scheme == "https":
+            if proxy:
+                _tunnel(found, proxy, server, due)
+            found = _secured(found, server, due, opening)
+        return found, head_of(proxy, server)
     except BaseException:
         found.close()
         raise
@@ -192,8 +195,9 @@ def _connect(
 
 def addresses_of(host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
     """Resolve a name by the time `due`: the system's resolver knows no deadline, so it gets a thread of its own."""
-    with suppress(OSError, UnicodeError):
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    numeric = numeric_addresses(host, port)
+    if numeric is not None:
+        return numeric
     from queue import Empty, SimpleQueue
     from threading import Thread
 
@@ -209,11 +213,9 @@ def addresses_of(host: str, port: int, due: float) -> list[Any]:  # Any: what ge
     try:
         answer = found.get(timeout=max(due - perf_counter(), 0.001))
     except Empty:
-        words = f"the name {host} was not resolved in time"
-        raise AttemptFailed(Failure("connect_timeout", CONNECT, words)) from None
+        raise unresolved(host, None) from None
     if isinstance(answer, Exception):
-        words = f"the name {host} cannot be resolved ({answer})"
-        raise AttemptFailed(Failure("unreachable", CONNECT, words)) from answer
+        raise unresolved(host, answer) from answer
     return answer
 
 
@@ -230,7 +232,7 @@ def _open(host: str, port: int, due: float, opening: list[socket.socket]) -> soc
             return found
         except OSError as error:
             found.close()
-            failure = _failure_of(error, CONNECT)
+            failure = failure_of(error, CONNECT)
             if not opening:
                 break  # somebody ended the wait
         except BaseException:
@@ -239,18 +241,13 @@ def _open(host: str, port: int, due: float, opening: list[socket.socket]) -> soc
     raise AttemptFailed(failure)
 
 
-def _proxy_headers(proxy: Server) -> list[tuple[str, str]]:
-    return [(f"Proxy-{name}", value) for name, value in proxy.headers if name == "Authorization"]
-
-
 def _tunnel(found: socket.socket, proxy: Server, server: Server, due: float) -> None:
-    """Ask a proxy for a way through to the server; it answers with a head and nothing else."""
-    request = encode_request("CONNECT", server.netloc, [("Host", server.netloc), *_proxy_headers(proxy)])
+    """Ask a proxy for a way through to the server."""
     head = b""
     try:
         found.settimeout(max(due - perf_counter(), 0.001))
-        found.sendall(request)
-        while not head.endswith(b"\r\n\r\n") and len(head) < 65536:
+        found.sendall(tunnel_request(proxy, server))
+        while not head.endswith(b"\r\n\r\n") and len(head) < MAX_TUNNEL_HEAD:
             found.settimeout(max(due - perf_counter(), 0.001))
             if perf_counter() > due:
                 raise TimeoutError
@@ -259,14 +256,12 @@ def _tunnel(found: socket.socket, proxy: Server, server: Server, due: float) -> 
                 break
             head += byte
     except OSError as error:
-        raise AttemptFailed(_failure_of(error, CONNECT)) from error
-    status = head.split(b"\r\n", 1)[0].decode("latin-1")
-    if status.split(" ")[1:2] != ["200"]:
-        raise AttemptFailed(Failure("proxy", CONNECT, f"the proxy {proxy.label} refuses the way through: {status!r}"))
+        raise AttemptFailed(failure_of(error, CONNECT)) from error
+    check_tunnel(proxy, head)
 
 
 def _secured(found: socket.socket, server: Server, due: float, opening: list[socket.socket]) -> socket.socket:
-    context = _tls_context(server)
+    context = tls_context(server)
     try:
         secured = context.wrap_socket(found, do_handshake_on_connect=False, server_hostname=server.host)
         opening.append(secured)
@@ -278,43 +273,6 @@ def _secured(found: socket.socket, server: Server, due: float, opening: list[soc
             secured.close()
             raise
     except TimeoutError as error:
-        words = "the TLS handshake did not end in time: does this port speak https?"
-        raise AttemptFailed(Failure("tls", CONNECT, words)) from error
+        raise handshake_timeout() from error
     except (OSError, ValueError) as error:
-        raise AttemptFailed(_failure_of(error, CONNECT)) from error
-
-
-def _tls_context(server: Server) -> ssl.SSLContext:
-    import ssl  # 20 ms to import, and a context as much again: only for https
-
-    context = ssl.create_default_context()
-    for file, load in ((server.ca_file, context.load_verify_locations), (server.client_cert, context.load_cert_chain)):
-        try:
-            if file:
-                load(file)
-        except OSError as error:
-            words = f"the certificate file {file} cannot be used ({error.strerror or error})"
-            raise AttemptFailed(Failure("tls", CONNECT, words)) from error
-    if not server.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _is_tls_error(error: Exception) -> bool:
-    ssl = sys.modules.get("ssl")
-    return ssl is not None and isinstance(error, ssl.SSLError)
-
-
-def _failure_of(error: Exception, phase: str) -> Failure:
-    """Say in plain words what an operating system's error means; the phase "" is whichever the answer is in."""
-    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if isinstance(error, ConnectionRefusedError):
-        return Failure("refused", phase, "refused the connection: nothing listens there")
-    if isinstance(error, TimeoutError):
-        return Failure("connect_timeout", phase, "does not answer: the connection could not be opened in time")
-    if _is_tls_error(error):
-        return Failure("tls", phase, f"no secure connection ({words})")
-    if isinstance(error, ConnectionError):
-        return Failure("reset", phase, f"broke the connection ({words})")
-    return Failure("unreachable" if phase == CONNECT else "reset", phase, f"cannot be reached ({words})")
+        raise AttemptFailed(failure_of(error, CONNECT)) from error

@@ -12,7 +12,8 @@ from aicortex._core.failover import AttemptFailed, Failure
 from aicortex._core.http import Response
 from aicortex._core.ollama import MAX_LINE_BYTES
 from aicortex._core.server import EMBEDDED, Server
-from aicortex._sync.connection import CONNECT, Connection
+from aicortex._sync.connection import Connection
+from aicortex.network import CONNECT
 
 IDLE_PER_SERVER = 8  # connections kept open for the next request
 
@@ -73,7 +74,12 @@ def located(server: Server) -> Server:
 
 
 def reach(
-    server: Server, due: Callable[[], float], *, opening: list[socket.socket], fresh: bool = False
+    server: Server,
+    due: Callable[[], float],
+    *,
+    opening: list[socket.socket],
+    fresh: bool = False,
+    pool: Pool = POOL,
 ) -> tuple[Server, Connection]:
     """Return where a server is and a connection to it; raises AttemptFailed.
 
@@ -82,7 +88,7 @@ def reach(
     """
     place = located(server)
     try:
-        return place, POOL.acquire(place, due=due(), opening=opening, fresh=fresh)
+        return place, pool.acquire(place, due=due(), opening=opening, fresh=fresh)
     except AttemptFailed as error:
         if server.scheme != EMBEDDED or error.failure.kind != "refused":
             raise
@@ -90,7 +96,7 @@ def reach(
 
     discard(place.port)
     place = located(server)
-    return place, POOL.acquire(place, due=due(), opening=opening)
+    return place, pool.acquire(place, due=due(), opening=opening)
 
 
 def call(server: Server, method: str, path: str, body: bytes = b"", *, due: float) -> Response:

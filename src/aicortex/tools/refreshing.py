@@ -9,8 +9,8 @@ import msgspec
 
 from aicortex._core.failover import Failure
 from aicortex._core.server import Server
-from aicortex._sync.connection import CONNECT
 from aicortex.fleet import find_servers, fleet_of, registered
+from aicortex.network import CONNECT
 from aicortex.registry.entries import ModelEntry, Snapshot
 from aicortex.registry.store import Registry
 from aicortex.tools import measuring

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from aicortex._core.failover import Attempt as Attempt
     from aicortex._core.result import Result as Result
     from aicortex._core.server import Server as Server
+    from aicortex.ask import achat as achat
     from aicortex.ask import chat as chat
+    from aicortex.astream import AsyncStream as AsyncStream
     from aicortex.catalogue import best_server as best_server
     from aicortex.catalogue import families as families
     from aicortex.catalogue import get_llm_params as get_llm_params
@@ -43,6 +45,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AICortexError": "errors",
     "AllServersFailedError": "errors",
+    "AsyncStream": "astream",
     "Attempt": "_core.failover",
     "CredentialError": "errors",
     "EmbeddedEngineError": "errors",
@@ -55,6 +58,7 @@ _HOMES = {
     "StreamCancelledError": "errors",
     "StreamEvent": "events",
     "StreamInterruptedError": "errors",
+    "achat": "ask",
     "best_server": "catalogue",
     "chat": "ask",
     "families": "catalogue",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aicortex.embedded.process import EngineProcess
 
-__all__ = ["discard", "ensure_running", "is_available", "model_name", "serve", "stop"]
+__all__ = ["address_if_running", "discard", "ensure_running", "is_available", "model_name", "serve", "stop"]
 
 # As in weights.py, which this module must not import before the engine is wanted.
 _MODEL_VARIABLE = "AICORTEX_EMBEDDED_MODEL"
@@ -60,6 +60,16 @@ def ensure_running(*, quiet: bool = False) -> tuple[str, int]:
                 atexit.register(stop)
                 _stops_at_exit = True
         return _running.host, _running.port
+
+
+def address_if_running() -> tuple[str, int] | None:
+    """Return host and port of this process's engine if it runs; never waits."""
+    if not _lock.acquire(blocking=False):
+        return None  # another thread starts or ends it
+    try:
+        return (_running.host, _running.port) if _running is not None and _running.is_wanted() else None
+    finally:
+        _lock.release()
 
 
 def model_name() -> str:

@@ -1,0 +1,300 @@
+"""What drives the core with asyncio: one answer under way."""
+
+from __future__ import annotations
+
+import os
+from asyncio import (
+    FIRST_COMPLETED,
+    AbstractEventLoop,
+    CancelledError,
+    Future,
+    Task,
+    TimerHandle,
+    current_task,
+    get_running_loop,
+    wait,
+)
+from contextlib import suppress
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from aicortex._aio.connection import Connection
+from aicortex._aio.pool import Pool, reach
+from aicortex._core.failover import AttemptFailed, Wait
+from aicortex._core.server import Server
+from aicortex._core.state import Connect, Read
+from aicortex._core.waiting import GLANCE_SECONDS
+from aicortex.links import Links
+
+if TYPE_CHECKING:
+    from aicortex.planning import Plan
+    from aicortex.request import Call
+
+
+class Exchange(Links[Connection]):
+    """One answer under way: the core's decisions, carried out by whichever task reads.
+
+    Nothing runs in the background. A task that wants more than the log holds moves the answer on by at least one
+    event; others wait for it. Where it waits it may be cancelled: the next one who reads goes on from there.
+    """
+
+    __slots__ = ("_due", "_followers", "_is_driven", "_loop", "_readers", "_timer", "_timer_due", "_waiter")
+    _pool: Pool
+
+    def __init__(self, call: Call, route: Plan, pool: Pool) -> None:
+        super().__init__(call, route, pool)
+        self._loop: AbstractEventLoop = get_running_loop()
+        self._is_driven = False
+        self._followers: list[Future[None]] = []  # tasks that wait for the one that moves the answer on
+        self._readers: list[ref[Task[Any]]] = []  # Any: whatever a task returns
+        self._waiter: Future[bool] | None = None  # what the driving task waits for
+        self._due = 0.0  # until when, at most
+        self._timer: TimerHandle | None = None  # which looks whether that is past; one serves many waits
+        self._timer_due = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self._is_cancelled or self.answer.outcome is not None
+
+    async def start(self) -> None:
+        """Send the request to the first server that takes it."""
+        self._is_driven = True
+        try:
+            await self._advance(reading=False)
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            self._is_driven = False
+
+    async def pump(self, position: int) -> bool:
+        """Wait until the log is longer than `position`; returns False when the answer is over before that."""
+        if self._loop is not get_running_loop():
+            raise RuntimeError("this AsyncStream belongs to another event loop: read it where achat was awaited")
+        answer = self.answer
+        log = answer.log
+        while len(log) <= position:
+            if self._is_driven:
+                await self._follow()
+                continue
+            if answer.outcome is not None:
+                break
+            self._is_driven = True
+            try:
+                if answer.steady and not self._is_cancelled and not self._is_moving:
+                    await self._read(self._stall)
+                if len(log) <= position:
+                    await self._advance(reading=True)
+                elif not answer.steady:
+                    self._settle()
+            except CancelledError:
+                self._left_by(current_task())
+                raise
+            finally:
+                self._is_driven = False
+                self._wake_followers()
+        if answer.outcome is not None and self._watch is not None:
+            self._watch.over(answer.attempts)
+            self._watch = None
+        return len(log) > position
+
+    async def _follow(self) -> None:
+        """Wait until the task that moves the answer on has done so, or has given up."""
+        future = self._loop.create_future()
+        self._followers.append(future)
+        try:
+            await future
+        except CancelledError:
+            self._left_by(current_task())
+            raise
+
+    def join(self) -> None:
+        """Take note that the running task reads, so that another one's end does not end the answer."""
+        task = current_task()
+        if task is not None and not any(reader() is task for reader in self._readers):
+            self._readers.append(ref(task))
+
+    def _left_by(self, task: Task[Any] | None) -> None:  # Any: whatever the task returns
+        """Cancel the answer once a task ends that was cancelled while it read, unless another one reads it too.
+
+        A task that goes on, because it set itself a time limit for one read, leaves the answer as it is. Before Python
+        3.12 `wait_for` has a task of its own for that, which is a step of an iterator and nothing else.
+        """
+        if task is not None and getattr(task.get_coro(), "__name__", "") != "__anext__":
+            task.add_done_callback(self._reader_ended)
+
+    def _reader_ended(self, task: Task[Any]) -> None:  # Any: as above
+        readers = (reader() for reader in self._readers)
+        others = [reader for reader in readers if reader is not None and reader is not task and not reader.done()]
+        if task.cancelled() and not others:
+            self.cancel()
+
+    def _wake_followers(self) -> None:
+        followers, self._followers = self._followers, []
+        for future in followers:
+            if not future.done():
+                future.set_result(None)
+
+    def move(self) -> bool:
+        """Go on at another server; returns False when no other one can."""
+        if self._is_cancelled or not self.answer.may_move(perf_counter()):
+            return False
+        self._is_moving = True
+        self._wake()
+        return True
+
+    def _leave(self) -> None:
+        self._is_moving = False
+        self.answer.move(perf_counter())
+        self._settle()
+
+    def cancel(self) -> None:
+        """End the answer, from any thread, a signal handler or a finaliser; wakes whoever reads."""
+        if self._is_cancelled or self._pid != os.getpid():  # a forked child's copy: the answer is the parent's
+            return
+        self._is_cancelled = True
+        with suppress(RuntimeError):  # the loop is closed, and with it every connection
+            self._loop.call_soon_threadsafe(self.finish)
+
+    def finish(self) -> None:
+        """Carry out `cancel`, in the loop's own thread."""
+        self._is_cancelled = True
+        self._settle()
+        self._stop_timer()
+        self._wake()
+        self._wake_followers()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
+
+    async def _advance(self, *, reading: bool) -> None:
+        """Do what the core says until there is an event to read, or without `reading` until a request is sent."""
+        answer = self.answer
+        log = answer.log
+        known = len(log)
+        since = now = perf_counter()
+        while not (reading and len(log) > known):
+            if self._is_cancelled:
+                answer.cancel()
+            elif self._is_moving:
+                self._leave()
+            step = answer.next_step(now, since=since)
+            self._settle()
+            if isinstance(step, Read) and reading:
+                until = max(step.until, since + GLANCE_SECONDS)
+                if answer.failover.is_late(now) or until <= now:
+                    answer.timed_out(now)
+                else:
+                    await self._read(until - now)
+            elif isinstance(step, Connect):
+                await self._connect(step)
+            elif isinstance(step, Wait) and reading:
+                await self._sleep(step.until - now)
+            else:
+                break
+            now = perf_counter()
+        self._settle()
+        if answer.outcome is not None:
+            self._stop_timer()
+
+    async def _connect(self, step: Connect) -> None:
+        """Open a connection and send the request."""
+        link = None
+        try:
+            found = await self._reached(step)
+            if found is None:
+                return
+            place, connection = found
+            link = self._linked(step, place, connection)
+            request, due = step.request, self.answer.failover.first_token_due(perf_counter())
+            response = await connection.send(request.method, request.path, place, request.body, due=due)
+        except AttemptFailed as error:
+            self._drop_claim()
+            self._failed(step, link, error.failure)
+        else:
+            self.answer.connected(step, response, perf_counter())
+
+    async def _reached(self, step: Connect) -> tuple[Server, Connection] | None:
+        """Return where a server is and a connection to it, or None when the answer was cancelled meanwhile."""
+        server, fresh = self._servers[step.server], step.beside or step.server in self._stale
+        kept = None if fresh else self._pool.kept(server)
+        if kept is not None:
+            return server, kept
+        task = self._loop.create_task(reach(self._pool, server, lambda: self._connect_due(step), fresh=fresh))
+        self._waiter = halt = self._loop.create_future()
+        try:
+            await wait((task, halt), return_when=FIRST_COMPLETED)
+            return None if self._is_cancelled else task.result()
+        finally:
+            self._waiter = None
+            if not task.done() or self._is_cancelled:
+                task.cancel()
+                task.add_done_callback(_close_unused)
+
+    async def _read(self, seconds: float) -> None:
+        """Wait until a connection has something, and tell the answer; or that nothing came in time."""
+        if self._take():
+            return
+        is_late = not await self._sleep(seconds)
+        if not self._is_cancelled and not self._is_moving and not self._take() and is_late:
+            self.answer.timed_out(perf_counter())
+
+    def _take(self) -> bool:
+        """Tell the answer what has come on one of its connections; returns whether anything has."""
+        for link in self._links:
+            response = link.connection.response
+            try:
+                if not link.connection.take():
+                    continue
+            except AttemptFailed as error:
+                self._failed(response, link, error.failure)
+            else:
+                self._taken(link)
+            return True
+        return False
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Wait until something comes or somebody wakes this task; returns False when the time is up."""
+        self._waiter = waiter = self._loop.create_future()
+        for link in self._links:
+            link.connection.waiter = waiter
+        self._due = perf_counter() + seconds
+        if self._timer is None or self._due < self._timer_due:
+            self._set_timer(seconds)
+        try:
+            has_come: bool = await waiter
+            return has_come
+        finally:
+            self._waiter = None
+            for link in self._links:
+                link.connection.waiter = None
+
+    def _set_timer(self, seconds: float) -> None:
+        self._stop_timer()
+        self._timer_due = self._due
+        self._timer = self._loop.call_later(max(seconds, 0.0), self._look_at_time)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_at_time(self) -> None:
+        """End a wait whose time is up; most were over long before, and the timer serves the next one."""
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        left = self._due - perf_counter()
+        if left > 0:
+            self._set_timer(left)
+        else:
+            self._waiter.set_result(False)
+
+
+def _close_unused(task: Task[tuple[Server, Connection]]) -> None:
+    """Close a connection that was opened for an answer that was cancelled meanwhile."""
+    if not task.cancelled() and task.exception() is None:
+        task.result()[1].close()

@@ -1,0 +1,295 @@
+"""One connection to a server, as an asyncio protocol: connect, send, and collect what comes until somebody takes it.
+
+Every error of the operating system becomes an `AttemptFailed` here and nowhere else in this front end.
+"""
+
+from __future__ import annotations
+
+import socket
+from asyncio import (
+    AbstractEventLoop,
+    Future,
+    Protocol,
+    Transport,
+    get_running_loop,
+    wait_for,
+)
+from asyncio import TimeoutError as LateError  # a TimeoutError of its own before Python 3.11
+from collections.abc import Awaitable
+from time import perf_counter
+from typing import Any, TypeVar, cast
+
+from aicortex._aio import aside
+from aicortex._core.failover import AttemptFailed, Failure
+from aicortex._core.http import Response
+from aicortex._core.server import Server
+from aicortex.network import (
+    CONNECT,
+    MAX_TUNNEL_HEAD,
+    SEND,
+    check_tunnel,
+    encode,
+    failure_of,
+    handshake_timeout,
+    head_of,
+    is_tls_error,
+    numeric_addresses,
+    prepare,
+    proxy_to,
+    tls_context,
+    tunnel_request,
+    unresolved,
+)
+
+T = TypeVar("T")
+MOST_UNREAD = 256 * 1024  # bytes that may wait for a reader; the server waits then
+
+
+class Connection(Protocol):
+    """A connection that carries one request at a time.
+
+    What comes is collected until `take`; whoever waits for it puts a future into `waiter`, which is set once. `reused`
+    says whether the connection was kept from another request.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_error",
+        "_inbox",
+        "_is_lost",
+        "_is_paused",
+        "_sent",
+        "_transport",
+        "_unread",
+        "_way",
+        "response",
+        "reused",
+        "waiter",
+    )
+
+    def __init__(self) -> None:
+        self.response = Response()
+        self.reused = False
+        self.waiter: Future[bool] | None = None
+        self._transport: Transport | None = None
+        self._way: tuple[str, list[tuple[str, str]]] = ("", [])
+        self._inbox: list[bytes | bytearray] = []
+        self._unread = 0
+        self._is_paused = False
+        self._is_lost = False
+        self._error: Exception | None = None
+        self._sent: Future[None] | None = None  # while a request waits for the server to take it
+
+    @classmethod
+    async def open(cls, server: Server, *, due: float) -> Connection:
+        """Connect by the time `due` (of `perf_counter`); raises AttemptFailed."""
+        proxy = proxy_to(server)
+        peer = proxy or server
+        loop = get_running_loop()
+        found = await _open(loop, peer.address or peer.host, peer.port, due)
+        connection = cls()
+        try:
+            prepare(found)
+            if server.scheme == "https" and proxy is not None:
+                await _tunnel(loop, found, proxy, server, due)
+            connection._way = head_of(proxy, server)
+            await _attached(loop, connection, found, server, due)
+        except BaseException:
+            connection.close()
+            found.close()
+            raise
+        return connection
+
+    async def send(self, method: str, path: str, server: Server, body: bytes = b"", *, due: float) -> Response:
+        """Send a request and return its response, to be filled by `take`; raises AttemptFailed."""
+        self.response = Response()
+        self._drop()
+        transport = self._transport
+        if transport is None or self._is_lost:
+            raise AttemptFailed(failure_of(self._error or ConnectionResetError("closed"), SEND))
+        transport.write(encode(method, path, server, body, self._way))
+        if transport.get_write_buffer_size():
+            await self._drain(transport, due)
+        return self.response
+
+    async def _drain(self, transport: Transport, due: float) -> None:
+        """Wait until the system has taken the whole request."""
+        self._sent = get_running_loop().create_future()
+        transport.set_write_buffer_limits(high=0)
+        try:
+            if transport.get_write_buffer_size():
+                await _by(self._sent, due)
+        except LateError:
+            words = "does not take the request: its connection is stuck"
+            raise AttemptFailed(Failure("stalled", SEND, words)) from None
+        except OSError as error:
+            raise AttemptFailed(failure_of(error, SEND)) from error
+        finally:
+            self._sent = None
+
+    def take(self) -> bool:
+        """Feed the response with what has come and return whether there was anything.
+
+        Raises AttemptFailed when the connection broke, once everything before that was taken.
+        """
+        inbox = self._inbox
+        if inbox:
+            self._feed()
+            self._unread = 0
+            if self._is_paused:
+                self._is_paused = False
+                if self._transport is not None:
+                    self._transport.resume_reading()
+            return True
+        if self._error is not None and not self.response.eof:
+            error, self._error = self._error, None
+            if is_tls_error(error) and "EOF" in str(error).upper():
+                self.response.eof = True  # closed without TLS's goodbye; whether the answer is whole, the core knows
+                return True
+            raise AttemptFailed(failure_of(error, "")) from error
+        return False
+
+    def _feed(self) -> None:
+        inbox, response = self._inbox, self.response
+        while inbox:
+            if inbox[0]:
+                response.take(inbox)
+            else:
+                response.eof = True
+                inbox.clear()
+
+    def is_ready(self) -> bool:
+        """Whether another request may be sent: the last response is whole and the server has not hung up."""
+        self._feed()
+        return not self._is_lost and self.response.reusable
+
+    def may_be_kept(self) -> bool:
+        """Whether the server may take another request once the end of this response has come."""
+        response = self.response
+        closes = "close" in response.header("connection").lower()
+        return not self._is_lost and not response.eof and response.fault is None and not closes
+
+    def close(self) -> None:
+        """Close the connection at once; a server that was generating stops."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._drop()
+
+    def _drop(self) -> None:
+        self._inbox.clear()
+        self._unread = 0
+
+    def connection_made(self, transport: Any) -> None:  # Any: asyncio's own type here is too wide
+        """Keep the transport: asyncio calls this."""
+        self._transport = cast(Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Collect what has come: asyncio calls this."""
+        self._inbox.append(data)
+        self._unread += len(data)
+        if self._unread > MOST_UNREAD and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+        waiter = self.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(True)
+
+    def eof_received(self) -> None:
+        """Take note of the end: asyncio calls this."""
+        self._end(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Take note of the end, or of what broke the connection: asyncio calls this."""
+        self._end(error)
+        self._transport = None
+
+    def resume_writing(self) -> None:
+        """Go on after a request was taken: asyncio calls this."""
+        if self._sent is not None and not self._sent.done():
+            self._sent.set_result(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            self._error = error
+            if error is None:
+                self._inbox.append(b"")
+        if self._sent is not None and not self._sent.done():
+            self._sent.set_exception(error or ConnectionResetError("closed by the server"))
+        waiter = self.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(True)
+
+
+async def _by(what: Awaitable[T], due: float) -> T:
+    """Wait for something until `due`; raises LateError."""
+    return await wait_for(what, max(due - perf_counter(), 0.001))
+
+
+async def _addresses(host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
+    """Resolve a name by the time `due`; all who ask for it at the same time wait for one thread."""
+    numeric = numeric_addresses(host, port)
+    if numeric is not None:
+        return numeric
+    resolve = aside.do(("address", host, port), lambda: list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+    try:
+        return await _by(resolve, due)
+    except LateError:
+        raise unresolved(host, None) from None
+    except (OSError, UnicodeError) as error:
+        raise unresolved(host, error) from error
+
+
+async def _open(loop: AbstractEventLoop, host: str, port: int, due: float) -> socket.socket:
+    """Connect to the first address of a name that answers; each gets its share of the time."""
+    addresses = await _addresses(host, port, due)
+    failure = Failure("unreachable", CONNECT, f"the name {host} has no address")
+    for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        found = socket.socket(family, kind, protocol)
+        found.setblocking(False)
+        try:
+            await _by(loop.sock_connect(found, address), perf_counter() + (due - perf_counter()) / left)
+            return found
+        except LateError:
+            found.close()
+            failure = failure_of(TimeoutError(), CONNECT)
+        except OSError as error:
+            found.close()
+            failure = failure_of(error, CONNECT)
+        except BaseException:
+            found.close()
+            raise
+    raise AttemptFailed(failure)
+
+
+async def _tunnel(loop: AbstractEventLoop, found: socket.socket, proxy: Server, server: Server, due: float) -> None:
+    """Ask a proxy for a way through to the server."""
+    head = b""
+    try:
+        await _by(loop.sock_sendall(found, tunnel_request(proxy, server)), due)
+        while not head.endswith(b"\r\n\r\n") and len(head) < MAX_TUNNEL_HEAD:
+            byte = await _by(loop.sock_recv(found, 1), due)  # one at a time: what follows the head belongs to TLS
+            if not byte:
+                break
+            head += byte
+    except (OSError, LateError) as error:
+        late = isinstance(error, LateError)
+        raise AttemptFailed(failure_of(TimeoutError() if late else error, CONNECT)) from error
+    check_tunnel(proxy, head)
+
+
+async def _attached(
+    loop: AbstractEventLoop, connection: Connection, found: socket.socket, server: Server, due: float
+) -> None:
+    """Put a connection on its socket, secured where the server wants that."""
+    try:
+        if server.scheme == "http":
+            await loop.create_connection(lambda: connection, sock=found)
+            return
+        context = tls_context(server)
+        secured = loop.create_connection(lambda: connection, sock=found, ssl=context, server_hostname=server.host)
+        await _by(secured, due)
+    except LateError as error:
+        raise handshake_timeout() from error
+    except (OSError, ValueError) as error:
+        raise AttemptFailed(failure_of(error, CONNECT)) from error

@@ -1,0 +1,132 @@
+"""Connections kept for the next request, and how to get one to a server.
+
+Connections belong to an event loop, so there is a pool for each. Nobody has to close it: when `asyncio.run` ends, it
+ends what asynchronous generators are left, and one of these is the pool's.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, get_running_loop
+from collections.abc import AsyncGenerator, Callable
+from weakref import WeakKeyDictionary, WeakSet
+
+from aicortex._aio import aside
+from aicortex._aio.connection import Connection
+from aicortex._core.failover import AttemptFailed
+from aicortex._core.server import EMBEDDED, Server
+from aicortex._sync.pool import IDLE_PER_SERVER, located
+
+
+class Pool:
+    """Idle connections of one event loop, newest first, and a list of those in use."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Server, list[Connection]] = {}
+        self._open: WeakSet[Connection] = WeakSet()
+        self._is_closed = False
+        self.guard: AsyncGenerator[None, None] | None = None  # what the loop ends when it ends
+
+    def kept(self, server: Server) -> Connection | None:
+        """Return a kept connection that is ready for a request, if there is one."""
+        idle = self._idle.get(server)
+        while idle:
+            connection = idle.pop()
+            if connection.is_ready():
+                connection.reused = True
+                return connection
+            connection.close()
+        return None
+
+    async def acquire(self, server: Server, *, due: float, fresh: bool = False) -> Connection:
+        """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
+        found = None if fresh else self.kept(server)
+        if found is not None:
+            return found
+        connection = await Connection.open(server, due=due)
+        self._open.add(connection)
+        return connection
+
+    def release(self, server: Server, connection: Connection) -> None:
+        """Keep a connection whose response is over, or close it."""
+        idle = self._idle.setdefault(server, [])
+        if len(idle) < IDLE_PER_SERVER and connection.may_be_kept() and not self._is_closed:
+            idle.append(connection)
+        else:
+            connection.close()
+
+    def clear(self) -> None:
+        """Close every idle connection."""
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.close()
+            idle.clear()
+
+    def close(self) -> None:
+        """Close every connection, also those in use."""
+        self._is_closed = True
+        self.clear()
+        for connection in list(self._open):
+            connection.close()
+
+
+class Pools:
+    """A pool for each event loop that asks."""
+
+    def __init__(self) -> None:
+        self._by_loop: WeakKeyDictionary[AbstractEventLoop, Pool] = WeakKeyDictionary()
+
+    async def of_loop(self) -> Pool:
+        """Return the pool of the running event loop."""
+        loop = get_running_loop()
+        pool = self._by_loop.get(loop)
+        if pool is None:
+            for other in [other for other in self._by_loop if other.is_closed()]:
+                del self._by_loop[other]  # its connections hold on to it
+            pool = self._by_loop[loop] = Pool()
+            pool.guard = _closed_at_the_end(pool)
+            await anext(pool.guard)
+        return pool
+
+    def close(self) -> None:
+        """Close every connection of every loop."""
+        for pool in self._by_loop.values():
+            pool.close()
+
+
+POOLS = Pools()
+
+
+async def _closed_at_the_end(pool: Pool) -> AsyncGenerator[None, None]:
+    """Wait, once begun, until the loop ends its asynchronous generators."""
+    try:
+        yield
+    finally:
+        pool.close()
+
+
+async def reach(
+    pool: Pool, server: Server, due: Callable[[], float], *, fresh: bool = False
+) -> tuple[Server, Connection]:
+    """Return where a server is and a connection to it; raises AttemptFailed. See `_sync.pool.reach`."""
+    place = await _located(server)
+    try:
+        return place, await pool.acquire(place, due=due(), fresh=fresh)
+    except AttemptFailed as error:
+        if server.scheme != EMBEDDED or error.failure.kind != "refused":
+            raise
+    from aicortex.embedded import discard
+
+    await aside.do(("discard", place.port), lambda: discard(place.port))
+    place = await _located(server)
+    return place, await pool.acquire(place, due=due())
+
+
+async def _located(server: Server) -> Server:
+    if server.scheme != EMBEDDED:
+        return server
+    from aicortex.embedded import address_if_running
+
+    found = address_if_running()
+    if found is not None:
+        return Server(f"{found[0]}:{found[1]}")
+    return await aside.do("engine", lambda: located(server))

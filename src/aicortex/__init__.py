@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from aicortex.ask import achat as achat
     from aicortex.ask import chat as chat
     from aicortex.astream import AsyncStream as AsyncStream
+    from aicortex.catalogue import alist_model_servers as alist_model_servers
+    from aicortex.catalogue import amodels as amodels
     from aicortex.catalogue import best_server as best_server
     from aicortex.catalogue import families as families
     from aicortex.catalogue import get_llm_params as get_llm_params
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from aicortex.catalogue import list_model_servers as list_model_servers
     from aicortex.catalogue import models as models
     from aicortex.catalogue import search_models as search_models
+    from aicortex.clients import AsyncClient as AsyncClient
+    from aicortex.clients import Client as Client
     from aicortex.errors import AICortexError as AICortexError
     from aicortex.errors import AllServersFailedError as AllServersFailedError
     from aicortex.errors import CredentialError as CredentialError
@@ -45,8 +49,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "AICortexError": "errors",
     "AllServersFailedError": "errors",
+    "AsyncClient": "clients",
     "AsyncStream": "astream",
     "Attempt": "_core.failover",
+    "Client": "clients",
     "CredentialError": "errors",
     "EmbeddedEngineError": "errors",
     "ModelNotFoundError": "errors",
@@ -59,6 +65,8 @@ _HOMES = {
     "StreamEvent": "events",
     "StreamInterruptedError": "errors",
     "achat": "ask",
+    "alist_model_servers": "catalogue",
+    "amodels": "catalogue",
     "best_server": "catalogue",
     "chat": "ask",
     "families": "catalogue",

@@ -12,7 +12,7 @@ from aicortex._sync.pool import POOL
 from aicortex.errands import Steps, run
 from aicortex.fleet import finding
 from aicortex.planning import Plan, planning
-from aicortex.request import Call, checked, opening_of
+from aicortex.request import Call, check_names, checked, opening_of
 from aicortex.settings import resumes_by_default
 from aicortex.stream import Stream
 
@@ -157,6 +157,7 @@ async def achat(
     `await achat(prompt)` gives the text, `await achat(prompt, stream=True)` an `AsyncStream`, once the request is sent.
     Nothing of it blocks the event loop, and no stream has a thread.
     """
+    check_names("achat", arguments)
     return await aanswer(checked(prompt, **arguments), stream=stream)
 
 

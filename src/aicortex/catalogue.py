@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import TypeVar
 
 from aicortex._core.failover import AttemptFailed, Failure
 from aicortex._core.ollama import version_of
@@ -15,9 +16,9 @@ from aicortex.census import Census, FleetList, Row
 from aicortex.errors import EmbeddedEngineError
 from aicortex.fleet import ASK_SECONDS, Fleet, Model, ask_models, catalogue, find_fleet, outcome_of, survey
 from aicortex.planning import not_found, seat_of
-from aicortex.request import check_routing
+from aicortex.request import Servers, check_routing
 
-Servers = Sequence[str | Server] | str | Server | None
+T = TypeVar("T")
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}  # of parameter sizes, as in "3.2B"
 KEYS = ("model", "digest", "size", "family", "parameter_size", "quantization", "context_length", "capabilities")
 
@@ -112,6 +113,22 @@ def list_model_servers(model: str, *, servers: Servers = None) -> FleetList[Row]
     if not any(server in census.failures for server in having):
         _ = census.answered  # raises when nobody answered
     return FleetList(census.rows(list(having.items())), census.unreachable)
+
+
+async def amodels(family: str | None = None, *, servers: Servers = None) -> FleetList[str]:
+    """Return what `models` returns, from asyncio: the servers are asked aside of the event loop."""
+    return await _aside(lambda: models(family, servers=servers))
+
+
+async def alist_model_servers(model: str, *, servers: Servers = None) -> FleetList[Row]:
+    """Return what `list_model_servers` returns, from asyncio: the servers are asked aside of the event loop."""
+    return await _aside(lambda: list_model_servers(model, servers=servers))
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    from aicortex._aio import aside  # asyncio takes 30 ms to import
+
+    return await aside.do(object(), work)
 
 
 def get_server_info(model: str, server_url: str | None = None, *, servers: Servers = None) -> Row:

@@ -120,6 +120,17 @@ def checked(
     return Call(question, limits, servers, routing, session, resumes, hedge_after)
 
 
+def check_names(function: str, arguments: Mapping[str, object]) -> None:
+    """Raise TypeError, with the name that may be meant, for what is no argument of `chat`."""
+    known = checked.__kwdefaults__ or {}
+    for name in arguments:
+        if name not in known:
+            from difflib import get_close_matches
+
+            meant = "".join(f"; did you mean {match!r}?" for match in get_close_matches(name, known, n=1))
+            raise TypeError(f"{function}() has no argument {name!r}{meant}")
+
+
 def collect_messages(
     prompt: str | None,
     messages: Sequence[MessageDict] | None,

@@ -54,17 +54,17 @@ class Pool:
         else:
             connection.close()
 
-    def clear(self) -> None:
-        """Close every idle connection."""
+    def close(self) -> None:
+        """Close every idle connection, and keep none from now on."""
+        self._is_closed = True
         for idle in self._idle.values():
             for connection in idle:
                 connection.close()
             idle.clear()
 
-    def close(self) -> None:
-        """Close every connection, also those in use."""
-        self._is_closed = True
-        self.clear()
+    def abort(self) -> None:
+        """Close every connection, also those in use: the loop ends."""
+        self.close()
         for connection in list(self._open):
             connection.close()
 
@@ -88,9 +88,10 @@ class Pools:
         return pool
 
     def close(self) -> None:
-        """Close every connection of every loop."""
-        for pool in self._by_loop.values():
-            pool.close()
+        """Close the idle connections of every loop that has not ended."""
+        for loop, pool in self._by_loop.items():
+            if not loop.is_closed():
+                pool.close()
 
 
 POOLS = Pools()
@@ -101,7 +102,7 @@ async def _closed_at_the_end(pool: Pool) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
-        pool.close()
+        pool.abort()
 
 
 async def reach(

@@ -23,6 +23,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._idle: dict[Server, list[Connection]] = {}
+        self._is_closed = False
 
     def acquire(self, server: Server, *, due: float, opening: list[socket.socket], fresh: bool = False) -> Connection:
         """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
@@ -41,7 +42,7 @@ class Pool:
     def release(self, server: Server, connection: Connection) -> None:
         """Keep a connection whose response is over, or close it."""
         idle = self._idle.setdefault(server, [])
-        if len(idle) < IDLE_PER_SERVER and connection.may_be_kept():
+        if len(idle) < IDLE_PER_SERVER and connection.may_be_kept() and not self._is_closed:
             idle.append(connection)
         else:
             connection.close()
@@ -52,6 +53,11 @@ class Pool:
             for connection in idle:
                 connection.close()
             idle.clear()
+
+    def close(self) -> None:
+        """Close every idle connection, and keep none from now on."""
+        self._is_closed = True
+        self.clear()
 
 
 POOL = Pool()

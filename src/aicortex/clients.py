@@ -1,0 +1,151 @@
+"""Clients: servers, defaults and connections of their own, for programs that ask in more than one way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from aicortex._sync.pool import Pool
+from aicortex.ask import aanswer, answer
+from aicortex.catalogue import alist_model_servers, amodels, list_model_servers, models
+from aicortex.request import check_names, checked
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from aicortex.astream import AsyncStream
+    from aicortex.census import FleetList, Row
+    from aicortex.request import Call, ChatArguments
+    from aicortex.stream import Stream
+
+
+class _Defaults:
+    """What both clients are told: arguments of `chat` that count for every call which does not say otherwise."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:  # Any: the arguments of `chat`, checked here
+        name = type(self).__name__
+        check_names(name, arguments)
+        if "messages" in arguments or "images" in arguments:
+            raise TypeError(f"{name}() takes no messages or images: they belong to a call")
+        checked("a prompt", **arguments)
+        self._defaults = dict(arguments)
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        told = "".join(f", {name}={self._defaults[name]!r}" for name in ("model", "routing") if name in self._defaults)
+        state = "closed" if self._is_closed else "open"
+        return f"<{type(self).__name__} {state}{told}>"  # addresses may have passwords in them
+
+    def _call(self, prompt: str | None, arguments: Mapping[str, Any]) -> Call:  # Any: as above
+        self._check_open()
+        check_names("chat", arguments)
+        return checked(prompt, **{**self._defaults, **arguments})
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError(f"this {type(self).__name__} is closed: make another one")
+
+
+class Client(_Defaults):
+    """Servers, defaults and connections for calls that belong together.
+
+        with Client(servers=["desk:11434", "rack:11434"], model="llama3.2:3b", temperature=0) as client:
+            print(client.chat("Why is the sky blue?"))
+
+    It takes every argument of `chat` that may count for all calls; what a call says goes before it. Threads may share
+    one. Closing it closes the connections that it keeps for the next request; streams that are under way go on. What
+    is known of servers, and how they do, is shared by all clients of the process. Raises as `chat` for wrong arguments.
+    """
+
+    def __init__(self, **defaults: Unpack[ChatArguments]) -> None:
+        super().__init__(defaults)
+        self._pool = Pool()
+
+    @overload
+    def chat(
+        self, prompt: str | None = None, *, stream: Literal[True], **arguments: Unpack[ChatArguments]
+    ) -> Stream: ...
+    @overload
+    def chat(
+        self, prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
+    ) -> str: ...
+    def chat(
+        self, prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
+    ) -> Stream | str:
+        """Ask a model, as the function `chat` does."""
+        return answer(self._call(prompt, arguments), stream=stream, pool=self._pool)
+
+    def models(self, family: str | None = None) -> FleetList[str]:
+        """Return the names of the models that the servers have now, as the function `models` does."""
+        self._check_open()
+        return models(family, servers=self._defaults.get("servers"))
+
+    def list_model_servers(self, model: str) -> FleetList[Row]:
+        """Return the servers that have a model, as the function `list_model_servers` does."""
+        self._check_open()
+        return list_model_servers(model, servers=self._defaults.get("servers"))
+
+    def close(self) -> None:
+        """Close the connections that are kept; the client is of no use afterwards."""
+        self._is_closed = True
+        self._pool.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(_Defaults):
+    """A `Client` for asyncio: `await client.chat(…)`, `async with`, `await client.aclose()`.
+
+    It may be used on one event loop after another; each has connections of its own. At the end of a loop nothing is
+    left open, whether the client was closed or not.
+    """
+
+    def __init__(self, **defaults: Unpack[ChatArguments]) -> None:
+        from aicortex._aio.pool import Pools  # asyncio takes 30 ms to import
+
+        super().__init__(defaults)
+        self._pools = Pools()
+
+    @overload
+    async def chat(
+        self, prompt: str | None = None, *, stream: Literal[True], **arguments: Unpack[ChatArguments]
+    ) -> AsyncStream: ...
+    @overload
+    async def chat(
+        self, prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
+    ) -> str: ...
+    async def chat(
+        self, prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
+    ) -> AsyncStream | str:
+        """Ask a model, as the function `achat` does."""
+        return await aanswer(self._call(prompt, arguments), stream=stream, pools=self._pools)
+
+    async def models(self, family: str | None = None) -> FleetList[str]:
+        """Return the names of the models that the servers have now, as the function `models` does."""
+        self._check_open()
+        return await amodels(family, servers=self._defaults.get("servers"))
+
+    async def list_model_servers(self, model: str) -> FleetList[Row]:
+        """Return the servers that have a model, as the function `list_model_servers` does."""
+        self._check_open()
+        return await alist_model_servers(model, servers=self._defaults.get("servers"))
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept; the client is of no use afterwards."""
+        self._is_closed = True
+        self._pools.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import socket
 from asyncio import (
     AbstractEventLoop,
+    BufferedProtocol,
     Future,
-    Protocol,
     Transport,
     get_running_loop,
     wait_for,
@@ -42,18 +42,22 @@ from aicortex.network import (
 )
 
 T = TypeVar("T")
+READ_SIZE = 65536  # bytes of one read
 MOST_UNREAD = 256 * 1024  # bytes that may wait for a reader; the server waits then
 
 
-class Connection(Protocol):
+class Connection(BufferedProtocol):
     """A connection that carries one request at a time.
 
     What comes is collected until `take`; whoever waits for it puts a future into `waiter`, which is set once. `reused`
-    says whether the connection was kept from another request.
+    says whether the connection was kept from another request. All connections of a loop read into one `buffer`, for
+    `READ_SIZE` bytes: with a plain Protocol asyncio makes a new one of 256 KB for each read, which takes 10 us of 18 at
+    a thousand slow streams.
     """
 
     __slots__ = (
         "__weakref__",
+        "_buffer",
         "_error",
         "_inbox",
         "_is_lost",
@@ -67,9 +71,10 @@ class Connection(Protocol):
         "waiter",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, buffer: memoryview) -> None:
         self.response = Response()
         self.reused = False
+        self._buffer = buffer
         self.waiter: Future[bool] | None = None
         self._transport: Transport | None = None
         self._way: tuple[str, list[tuple[str, str]]] = ("", [])
@@ -81,13 +86,13 @@ class Connection(Protocol):
         self._sent: Future[None] | None = None  # while a request waits for the server to take it
 
     @classmethod
-    async def open(cls, server: Server, *, due: float) -> Connection:
+    async def open(cls, server: Server, *, due: float, buffer: memoryview) -> Connection:
         """Connect by the time `due` (of `perf_counter`); raises AttemptFailed."""
         proxy = proxy_to(server)
         peer = proxy or server
         loop = get_running_loop()
         found = await _open(loop, peer.address or peer.host, peer.port, due)
-        connection = cls()
+        connection = cls(buffer)
         try:
             prepare(found)
             if server.scheme == "https" and proxy is not None:
@@ -183,10 +188,14 @@ class Connection(Protocol):
         """Keep the transport: asyncio calls this."""
         self._transport = cast(Transport, transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio calls it with that
+        """Return where to put what comes: asyncio calls this, and then at once `buffer_updated`."""
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
         """Collect what has come: asyncio calls this."""
-        self._inbox.append(data)
-        self._unread += len(data)
+        self._inbox.append(bytes(self._buffer[:count]))
+        self._unread += count
         if self._unread > MOST_UNREAD and not self._is_paused and self._transport is not None:
             self._is_paused = True
             self._transport.pause_reading()

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from weakref import WeakKeyDictionary, WeakSet
 
 from aicortex._aio import aside
-from aicortex._aio.connection import Connection
+from aicortex._aio.connection import READ_SIZE, Connection
 from aicortex._core.failover import AttemptFailed
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.pool import IDLE_PER_SERVER, located
@@ -22,6 +22,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._idle: dict[Server, list[Connection]] = {}
+        self._buffer = memoryview(bytearray(READ_SIZE))
         self._open: WeakSet[Connection] = WeakSet()
         self._is_closed = False
         self.guard: AsyncGenerator[None, None] | None = None  # what the loop ends when it ends
@@ -42,7 +43,7 @@ class Pool:
         found = None if fresh else self.kept(server)
         if found is not None:
             return found
-        connection = await Connection.open(server, due=due)
+        connection = await Connection.open(server, due=due, buffer=self._buffer)
         self._open.add(connection)
         return connection
 

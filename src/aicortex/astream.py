@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from aicortex._aio.client import READS, Exchange
 from aicortex._core.result import Result
 from aicortex.events import StreamEvent
 
-if TYPE_CHECKING:
-    from aicortex._aio.client import Exchange
+WRITE_ASYNC = "this belongs to an AsyncStream: write 'async for', not 'for'"
 
 
 class AsyncStream:
@@ -92,10 +92,10 @@ class AsyncStream:
         return f"<AsyncStream {state}, {len(self.events)} events>"
 
     def __iter__(self) -> NoReturn:
-        raise TypeError("this is an AsyncStream: write 'async for event in stream'")
+        raise TypeError(WRITE_ASYNC)
 
     def __enter__(self) -> NoReturn:
-        raise TypeError("this is an AsyncStream: write 'async with stream'")
+        raise TypeError("this is an AsyncStream: write 'async with', not 'with'")
 
     def __exit__(self, *_: object) -> None:
         """Make `with` get as far as `__enter__`, which says what to write."""
@@ -114,6 +114,9 @@ class AsyncCursor:
 
     def __aiter__(self) -> AsyncCursor:
         return self
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(WRITE_ASYNC)
 
     async def __anext__(self) -> StreamEvent:
         position = self._position
@@ -139,8 +142,16 @@ class AsyncTokens:
     def __aiter__(self) -> AsyncTokens:
         return self
 
+    def __iter__(self) -> NoReturn:
+        raise TypeError(WRITE_ASYNC)
+
     async def __anext__(self) -> str:
         while True:
             event = await self._cursor.__anext__()
             if event.type == "token":
                 return event.content or ""
+
+
+READS.update(
+    each.__code__ for each in (AsyncStream.text, AsyncStream.result, AsyncCursor.__anext__, AsyncTokens.__anext__)
+)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import NoReturn
 
 from aicortex._core.result import Result
 from aicortex._sync.client import Exchange
 from aicortex.events import StreamEvent
+
+WRITE_SYNC = "this is a synchronous Stream: write 'for event in stream', without 'async', or ask with 'await achat(…, stream=True)'"
 
 
 class Stream:
@@ -89,8 +92,17 @@ class Stream:
         state = "done" if self.done else "running"
         return f"<Stream {state}, {len(self.events)} events>"
 
-    def __aiter__(self) -> None:
-        raise TypeError("this is a synchronous Stream: write 'for event in stream', without 'async'")
+    def __aiter__(self) -> NoReturn:
+        raise TypeError(WRITE_SYNC)
+
+    def __aenter__(self) -> NoReturn:
+        raise TypeError(WRITE_SYNC)
+
+    def __aexit__(self, *_: object) -> None:
+        """Make `async with` get as far as `__aenter__`, which says what to write."""
+
+    def __await__(self) -> NoReturn:
+        raise TypeError("a Stream is not awaited: leave out 'await', or write 'await achat(…, stream=True)'")
 
 
 class Cursor:
@@ -106,6 +118,9 @@ class Cursor:
 
     def __iter__(self) -> Cursor:
         return self
+
+    def __aiter__(self) -> NoReturn:
+        raise TypeError(WRITE_SYNC)
 
     def __next__(self) -> StreamEvent:
         position = self._position
@@ -128,6 +143,9 @@ class Tokens:
 
     def __iter__(self) -> Tokens:
         return self
+
+    def __aiter__(self) -> NoReturn:
+        raise TypeError(WRITE_SYNC)
 
     def __next__(self) -> str:
         cursor = self._cursor

@@ -16,6 +16,7 @@ from asyncio import (
 )
 from contextlib import suppress
 from time import perf_counter
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -30,6 +31,8 @@ from aicortex.links import Links
 if TYPE_CHECKING:
     from aicortex.planning import Plan
     from aicortex.request import Call
+
+READS: set[CodeType] = set()  # the coroutines by which a stream is read
 
 
 class Exchange(Links[Connection]):
@@ -120,9 +123,9 @@ class Exchange(Links[Connection]):
         """Cancel the answer once a task ends that was cancelled while it read, unless another one reads it too.
 
         A task that goes on, because it set itself a time limit for one read, leaves the answer as it is. Before Python
-        3.12 `wait_for` has a task of its own for that, which is a step of an iterator and nothing else.
+        3.12 `wait_for` has a task of its own for that, which is one of the READS and nothing else.
         """
-        if task is not None and getattr(task.get_coro(), "__name__", "") != "__anext__":
+        if task is not None and getattr(task.get_coro(), "cr_code", None) not in READS:
             task.add_done_callback(self._reader_ended)
 
     def _reader_ended(self, task: Task[Any]) -> None:  # Any: as above
@@ -141,11 +144,15 @@ class Exchange(Links[Connection]):
         """Go on at another server; returns False when no other one can."""
         if self._is_cancelled or not self.answer.may_move(perf_counter()):
             return False
-        self._is_moving = True
-        self._wake()
+        if self._is_driven:
+            self._is_moving = True
+            self._wake()
+        else:
+            self._leave()
         return True
 
     def _leave(self) -> None:
+        """Leave the server as `move` wants it; between two steps of the task that moves the answer on."""
         self._is_moving = False
         self.answer.move(perf_counter())
         self._settle()
@@ -220,7 +227,7 @@ class Exchange(Links[Connection]):
     async def _reached(self, step: Connect) -> tuple[Server, Connection] | None:
         """Return where a server is and a connection to it, or None when the answer was cancelled meanwhile."""
         server, fresh = self._servers[step.server], step.beside or step.server in self._stale
-        kept = None if fresh else self._pool.kept(server)
+        kept = None if fresh else await self._pool.kept(server)
         if kept is not None:
             return server, kept
         task = self._loop.create_task(reach(self._pool, server, lambda: self._connect_due(step), fresh=fresh))

@@ -16,6 +16,7 @@ from asyncio import (
 )
 from asyncio import TimeoutError as LateError  # a TimeoutError of its own before Python 3.11
 from collections.abc import Awaitable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
@@ -43,6 +44,7 @@ from aicortex.network import (
 
 T = TypeVar("T")
 READ_SIZE = 65536  # bytes of one read
+END_SECONDS = 0.005  # how long the end of a body is waited for whose last chunk is here
 MOST_UNREAD = 256 * 1024  # bytes that may wait for a reader; the server waits then
 
 
@@ -163,9 +165,18 @@ class Connection(BufferedProtocol):
                 response.eof = True
                 inbox.clear()
 
-    def is_ready(self) -> bool:
-        """Whether another request may be sent: the last response is whole and the server has not hung up."""
+    async def is_ready(self) -> bool:
+        """Whether another request may be sent: the last response is whole and the server has not hung up.
+
+        The end of a body often comes in a packet of its own, behind the last chunk: it is waited for.
+        """
         self._feed()
+        if not self.response.ended:
+            self.waiter = get_running_loop().create_future()
+            with suppress(LateError):
+                await wait_for(self.waiter, END_SECONDS)
+            self.waiter = None
+            self._feed()
         return not self._is_lost and self.response.reusable
 
     def may_be_kept(self) -> bool:

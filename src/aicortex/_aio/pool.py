@@ -27,12 +27,17 @@ class Pool:
         self._is_closed = False
         self.guard: AsyncGenerator[None, None] | None = None  # what the loop ends when it ends
 
-    def kept(self, server: Server) -> Connection | None:
+    async def kept(self, server: Server) -> Connection | None:
         """Return a kept connection that is ready for a request, if there is one."""
         idle = self._idle.get(server)
         while idle:
             connection = idle.pop()
-            if connection.is_ready():
+            try:
+                is_ready = await connection.is_ready()
+            except BaseException:
+                connection.close()
+                raise
+            if is_ready:
                 connection.reused = True
                 return connection
             connection.close()
@@ -40,7 +45,7 @@ class Pool:
 
     async def acquire(self, server: Server, *, due: float, fresh: bool = False) -> Connection:
         """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
-        found = None if fresh else self.kept(server)
+        found = None if fresh else await self.kept(server)
         if found is not None:
             return found
         connection = await Connection.open(server, due=due, buffer=self._buffer)

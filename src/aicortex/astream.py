@@ -91,6 +91,12 @@ class AsyncStream:
         state = "done" if self.done else "running"
         return f"<AsyncStream {state}, {len(self.events)} events>"
 
+    def _ipython_display_(self) -> None:
+        """Show the answer as it comes, where a notebook has the stream as the last expression of a cell."""
+        from aicortex.notebook import ashow
+
+        ashow(self)
+
     def __iter__(self) -> NoReturn:
         raise TypeError(WRITE_ASYNC)
 

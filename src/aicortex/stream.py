@@ -10,7 +10,10 @@ from aicortex._core.result import Result
 from aicortex._sync.client import Exchange
 from aicortex.events import StreamEvent
 
-WRITE_SYNC = "this is a synchronous Stream: write 'for event in stream', without 'async', or ask with 'await achat(…, stream=True)'"
+WRITE_SYNC = (
+    "this is a synchronous Stream: write 'for event in stream', without 'async', "
+    "or get an AsyncStream by 'await achat(…, stream=True)'"
+)
 
 
 class Stream:
@@ -91,6 +94,12 @@ class Stream:
     def __repr__(self) -> str:
         state = "done" if self.done else "running"
         return f"<Stream {state}, {len(self.events)} events>"
+
+    def _ipython_display_(self) -> None:
+        """Show the answer as it comes, where a notebook has the stream as the last expression of a cell."""
+        from aicortex.notebook import show
+
+        show(self)
 
     def __aiter__(self) -> NoReturn:
         raise TypeError(WRITE_SYNC)

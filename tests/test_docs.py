@@ -14,7 +14,7 @@ from aicortex import Attempt, Result, StreamEvent, chat, errors
 from aicortex._core import failover
 from aicortex._core.faults import FIRST_TOKEN, RESUME, STREAM
 from aicortex._core.routing import STRATEGIES
-from aicortex._sync.connection import CONNECT, SEND
+from aicortex.network import CONNECT, SEND
 from aicortex.registry.config import parse
 from aicortex.testing import Answer, FakeServer, Status
 
@@ -201,6 +201,17 @@ FLEET = (ROOT / "docs" / "fleet.md").read_text("utf-8")
 def test_the_examples_of_the_fleet_run(code: str) -> None:
     """Each example of docs/fleet.md runs as it stands."""
     exec(compile(code, "docs/fleet.md", "exec"), {})
+
+
+ASYNC = (ROOT / "docs" / "async.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```$", ASYNC, re.MULTILINE | re.DOTALL))
+def test_the_examples_of_asyncio_run(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each example of docs/async.md runs as it stands."""
+    with FakeServer(models=("llama3.2:3b",)) as server:
+        monkeypatch.setenv("AICORTEX_SERVERS", server.url)
+        exec(compile(code, "docs/async.md", "exec"), {})
 
 
 def test_the_configuration_in_the_docs_is_read() -> None:

@@ -215,3 +215,18 @@ def test_a_signal_handler_may_ask_while_the_board_is_held() -> None:
     """It does with what is known, and does not wait for the thread that it has interrupted."""
     with FakeServer(answer="one") as one, FakeServer(answer="two") as two, BOARD._entered():
         assert chat("Hi", model="fake", servers=[one.url, two.url]) == "one"
+
+
+def test_sharing_waits_for_others_only_where_there_is_a_registry(registry: Registry) -> None:
+    """An event loop has it done aside when it is time to write, or a server has failed; without a file never."""
+    without = Board()
+    assert not without.may_wait(has_failed=True)
+    board = Board()
+    board.knowledge()
+    assert board.may_wait(has_failed=False)
+    board.post(news("ok"))
+    board.share()
+    assert not board.may_wait(has_failed=False)
+    assert board.may_wait(has_failed=True)
+    board.close()
+    registry.close()

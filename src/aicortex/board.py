@@ -170,6 +170,12 @@ class Board:
             familiar=familiar if now - met < LOADED_SECONDS else None,
         )
 
+    def may_wait(self, *, has_failed: bool) -> bool:
+        """Whether `share` may have to wait for another process that writes to the registry."""
+        if self._registry is None:
+            return False
+        return has_failed or self._is_urgent or perf_counter() - self._written >= WRITE_SECONDS
+
     def share(self) -> None:
         """Write what is new to the registry, if there is one and it is time; called at the end of a stream."""
         if not self._lock.acquire(blocking=False):

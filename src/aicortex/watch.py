@@ -78,6 +78,10 @@ class Watch:
         self.look = ""
         self._board.post(News(label, self._models[label], "answering", time()))
 
+    def may_wait(self, attempts: Sequence[Attempt]) -> bool:
+        """Whether `over` may have to wait for another process."""
+        return self._board.may_wait(has_failed=len(attempts) > 1)
+
     def over(self, attempts: Sequence[Attempt]) -> None:
         """Share what the board knows, and correct what the registry says of servers that do not have the model."""
         for attempt in attempts:

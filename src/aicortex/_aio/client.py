@@ -15,6 +15,7 @@ from asyncio import (
     wait,
 )
 from contextlib import suppress
+from threading import Thread
 from time import perf_counter
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -98,10 +99,18 @@ class Exchange(Links[Connection]):
             finally:
                 self._is_driven = False
                 self._wake_followers()
-        if answer.outcome is not None and self._watch is not None:
-            self._watch.over(answer.attempts)
-            self._watch = None
+        if answer.outcome is not None:
+            self._share()
         return len(log) > position
+
+    def _share(self) -> None:
+        """Share what the answer has shown of its servers, once; in a thread if that may take its time."""
+        watch, self._watch = self._watch, None
+        attempts = self.answer.attempts
+        if watch is not None and watch.may_wait(attempts):
+            Thread(target=watch.over, args=(attempts,), daemon=True).start()
+        elif watch is not None:
+            watch.over(attempts)
 
     async def _follow(self) -> None:
         """Wait until the task that moves the answer on has done so, or has given up."""

@@ -221,7 +221,9 @@ class Connection(BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Take note of the end, or of what broke the connection: asyncio calls this."""
         self._end(error)
-        self._transport = None
+        if self._transport is not None:
+            self._transport.abort()  # before Python 3.11 a TLS transport does not know that it is closed
+            self._transport = None
 
     def resume_writing(self) -> None:
         """Go on after a request was taken: asyncio calls this."""

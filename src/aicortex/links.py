@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BUDGET = Budget()  # of this process, for asking a second server
 MEMORY: Memory = {}  # what this process has learned about kinds of servers
+NEVER_HEDGE = Hedge(BUDGET)
 BESIDE_SECONDS = 0.25  # to connect beside an attempt: nobody reads meanwhile
 
 
@@ -93,6 +94,10 @@ class Links(Generic[W]):
         self._servers = servers = route.servers
         self._watch = watch = route.watch
         resting = watch.resting if watch is not None else frozenset()
+
+        def may_be_asked(number: int) -> bool:
+            return is_idle(servers[number]) and servers[number].label not in resting
+
         self.answer = Answer(
             servers,
             replace(call.question, model=route.model),
@@ -104,17 +109,13 @@ class Links(Generic[W]):
             reasons=route.reasons,
             memory=MEMORY,
             resume=call.resume is not False,
-            hedge=Hedge(
-                BUDGET,
-                call.hedge_after,
-                lambda number: is_idle(servers[number]) and servers[number].label not in resting,
-            ),
+            hedge=NEVER_HEDGE if call.hedge_after is None else Hedge(BUDGET, call.hedge_after, may_be_asked),
         )
         self._pool = pool
         self._stall = call.deadlines.stall
         self._pid = os.getpid()
         self._links: list[Link[W]] = []  # the one that leads to the answer first
-        self._stale: set[int] = set()  # servers whose kept connection broke: the next one is new
+        self._stale: frozenset[int] = frozenset()  # servers whose kept connection broke: the next one is new
         self._fed: Link[W] | None = None  # whose response may hold what the answer was not yet told
         self._is_cancelled = False
         self._is_moving = False
@@ -171,7 +172,7 @@ class Links(Generic[W]):
         if self._is_cancelled:
             return
         if link is not None and self._is_stale(link):
-            self._stale.add(link.number)
+            self._stale |= {link.number}
             failure = Failure(failure.kind, failure.phase, failure.message, stale=True)
         self.answer.failed(what, failure, perf_counter())
         if failure.stale and self._watch is not None:

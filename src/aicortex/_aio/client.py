@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from asyncio import (
-    FIRST_COMPLETED,
     AbstractEventLoop,
     CancelledError,
     Future,
@@ -12,19 +11,16 @@ from asyncio import (
     TimerHandle,
     current_task,
     get_running_loop,
-    wait,
 )
-from contextlib import suppress
 from threading import Thread
 from time import perf_counter
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from aicortex._aio.connection import Connection
+from aicortex._aio.connection import Connection, Opening, end_waits
 from aicortex._aio.pool import Pool, reach
 from aicortex._core.failover import AttemptFailed, Wait
-from aicortex._core.server import Server
 from aicortex._core.state import Connect, Read
 from aicortex._core.waiting import GLANCE_SECONDS
 from aicortex.links import Links
@@ -43,13 +39,14 @@ class Exchange(Links[Connection]):
     event; others wait for it. Where it waits it may be cancelled: the next one who reads goes on from there.
     """
 
-    __slots__ = ("_due", "_followers", "_is_driven", "_loop", "_readers", "_timer", "_timer_due", "_waiter")
+    __slots__ = ("_due", "_followers", "_is_driven", "_loop", "_opening", "_readers", "_timer", "_timer_due", "_waiter")
     _pool: Pool
 
     def __init__(self, call: Call, route: Plan, pool: Pool) -> None:
         super().__init__(call, route, pool)
         self._loop: AbstractEventLoop = get_running_loop()
         self._is_driven = False
+        self._opening: Opening = []  # what a connection in the making waits for
         self._followers: list[Future[None]] = []  # tasks that wait for the one that moves the answer on
         self._readers: list[ref[Task[Any]]] = []  # Any: whatever a task returns
         self._waiter: Future[bool] | None = None  # what the driving task waits for
@@ -87,8 +84,8 @@ class Exchange(Links[Connection]):
                 break
             self._is_driven = True
             try:
-                if answer.steady and not self._is_cancelled and not self._is_moving:
-                    await self._read(self._stall)
+                if answer.steady and not self._is_cancelled and not self._is_moving and not self._take():
+                    self._taken_or_late(is_late=not await self._news(self._stall))
                 if len(log) <= position:
                     await self._advance(reading=True)
                 elif not answer.steady:
@@ -167,18 +164,28 @@ class Exchange(Links[Connection]):
         self._settle()
 
     def cancel(self) -> None:
-        """End the answer, from any thread, a signal handler or a finaliser; wakes whoever reads."""
-        if self._is_cancelled or self._pid != os.getpid():  # a forked child's copy: the answer is the parent's
+        """End the answer, from any thread, a signal handler or a finaliser; wakes whoever reads.
+
+        In a forked child it does nothing: what it has is a copy, and parent and child share what their loops wait with.
+        """
+        if self._is_cancelled or self._pid != os.getpid():
             return
         self._is_cancelled = True
-        with suppress(RuntimeError):  # the loop is closed, and with it every connection
+        try:
             self._loop.call_soon_threadsafe(self.finish)
+        except RuntimeError:  # the loop is closed: nobody can close a connection but the garbage collector
+            for link in self._links:
+                self._pool.forget(link.connection)
+            self._links.clear()
 
     def finish(self) -> None:
         """Carry out `cancel`, in the loop's own thread."""
+        if self._pid != os.getpid():
+            return
         self._is_cancelled = True
         self._settle()
         self._stop_timer()
+        end_waits(self._opening)
         self._wake()
         self._wake_followers()
 
@@ -203,12 +210,12 @@ class Exchange(Links[Connection]):
                 until = max(step.until, since + GLANCE_SECONDS)
                 if answer.failover.is_late(now) or until <= now:
                     answer.timed_out(now)
-                else:
-                    await self._read(until - now)
+                elif not self._take():
+                    self._taken_or_late(is_late=not await self._news(until - now))
             elif isinstance(step, Connect):
                 await self._connect(step)
             elif isinstance(step, Wait) and reading:
-                await self._sleep(step.until - now)
+                await self._news(step.until - now)
             else:
                 break
             now = perf_counter()
@@ -220,11 +227,16 @@ class Exchange(Links[Connection]):
         """Open a connection and send the request."""
         link = None
         try:
-            found = await self._reached(step)
-            if found is None:
-                return
-            place, connection = found
+            place, connection = await reach(
+                self._pool,
+                self._servers[step.server],
+                lambda: self._connect_due(step),
+                opening=self._opening,
+                fresh=step.beside or step.server in self._stale,
+            )
             link = self._linked(step, place, connection)
+            if self._is_cancelled:
+                return
             request, due = step.request, self.answer.failover.first_token_due(perf_counter())
             response = await connection.send(request.method, request.path, place, request.body, due=due)
         except AttemptFailed as error:
@@ -233,28 +245,8 @@ class Exchange(Links[Connection]):
         else:
             self.answer.connected(step, response, perf_counter())
 
-    async def _reached(self, step: Connect) -> tuple[Server, Connection] | None:
-        """Return where a server is and a connection to it, or None when the answer was cancelled meanwhile."""
-        server, fresh = self._servers[step.server], step.beside or step.server in self._stale
-        kept = None if fresh else await self._pool.kept(server)
-        if kept is not None:
-            return server, kept
-        task = self._loop.create_task(reach(self._pool, server, lambda: self._connect_due(step), fresh=fresh))
-        self._waiter = halt = self._loop.create_future()
-        try:
-            await wait((task, halt), return_when=FIRST_COMPLETED)
-            return None if self._is_cancelled else task.result()
-        finally:
-            self._waiter = None
-            if not task.done() or self._is_cancelled:
-                task.cancel()
-                task.add_done_callback(_close_unused)
-
-    async def _read(self, seconds: float) -> None:
-        """Wait until a connection has something, and tell the answer; or that nothing came in time."""
-        if self._take():
-            return
-        is_late = not await self._sleep(seconds)
+    def _taken_or_late(self, *, is_late: bool) -> None:
+        """Tell the answer what has come, or that nothing came in time; or neither if it is about to be left."""
         if not self._is_cancelled and not self._is_moving and not self._take() and is_late:
             self.answer.timed_out(perf_counter())
 
@@ -272,21 +264,18 @@ class Exchange(Links[Connection]):
             return True
         return False
 
-    async def _sleep(self, seconds: float) -> bool:
-        """Wait until something comes or somebody wakes this task; returns False when the time is up."""
+    def _news(self, seconds: float) -> Future[bool]:
+        """Return what is True once something comes or somebody wakes this task, and False when the time is up.
+
+        It is no coroutine: another frame would cost a thousand waiting streams half a megabyte.
+        """
         self._waiter = waiter = self._loop.create_future()
         for link in self._links:
             link.connection.waiter = waiter
         self._due = perf_counter() + seconds
         if self._timer is None or self._due < self._timer_due:
             self._set_timer(seconds)
-        try:
-            has_come: bool = await waiter
-            return has_come
-        finally:
-            self._waiter = None
-            for link in self._links:
-                link.connection.waiter = None
+        return waiter
 
     def _set_timer(self, seconds: float) -> None:
         self._stop_timer()
@@ -308,9 +297,3 @@ class Exchange(Links[Connection]):
             self._set_timer(left)
         else:
             self._waiter.set_result(False)
-
-
-def _close_unused(task: Task[tuple[Server, Connection]]) -> None:
-    """Close a connection that was opened for an answer that was cancelled meanwhile."""
-    if not task.cancelled() and task.exception() is None:
-        task.result()[1].close()

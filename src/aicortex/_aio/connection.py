@@ -5,6 +5,7 @@ Every error of the operating system becomes an `AttemptFailed` here and nowhere 
 
 from __future__ import annotations
 
+import os
 import socket
 from asyncio import (
     AbstractEventLoop,
@@ -15,10 +16,11 @@ from asyncio import (
     wait_for,
 )
 from asyncio import TimeoutError as LateError  # a TimeoutError of its own before Python 3.11
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from aicortex._aio import aside
 from aicortex._core.failover import AttemptFailed, Failure
@@ -43,6 +45,8 @@ from aicortex.network import (
 )
 
 T = TypeVar("T")
+Opening: TypeAlias = "list[Future[Any]]"  # Any: whatever is waited for while a connection opens
+Wait: TypeAlias = "Callable[[Any, float], Coroutine[Any, Any, Any]]"  # Any: what `_wait` takes and gives
 READ_SIZE = 65536  # bytes of one read
 END_SECONDS = 0.005  # how long the end of a body is waited for whose last chunk is here
 MOST_UNREAD = 256 * 1024  # bytes that may wait for a reader; the server waits then
@@ -58,7 +62,7 @@ class Connection(BufferedProtocol):
     """
 
     __slots__ = (
-        "__weakref__",
+        "_among",
         "_buffer",
         "_error",
         "_inbox",
@@ -73,10 +77,11 @@ class Connection(BufferedProtocol):
         "waiter",
     )
 
-    def __init__(self, buffer: memoryview) -> None:
+    def __init__(self, buffer: memoryview, among: set[Connection]) -> None:
         self.response = Response()
         self.reused = False
         self._buffer = buffer
+        self._among = among
         self.waiter: Future[bool] | None = None
         self._transport: Transport | None = None
         self._way: tuple[str, list[tuple[str, str]]] = ("", [])
@@ -88,19 +93,25 @@ class Connection(BufferedProtocol):
         self._sent: Future[None] | None = None  # while a request waits for the server to take it
 
     @classmethod
-    async def open(cls, server: Server, *, due: float, buffer: memoryview) -> Connection:
-        """Connect by the time `due` (of `perf_counter`); raises AttemptFailed."""
+    async def open(
+        cls, server: Server, *, due: float, opening: Opening, buffer: memoryview, among: set[Connection]
+    ) -> Connection:
+        """Connect by the time `due` (of `perf_counter`); raises AttemptFailed.
+
+        What is waited for is in `opening` meanwhile; `end_waits` ends that. The connection is in `among` as long as it
+        is open.
+        """
         proxy = proxy_to(server)
         peer = proxy or server
-        loop = get_running_loop()
-        found = await _open(loop, peer.address or peer.host, peer.port, due)
-        connection = cls(buffer)
+        wait = partial(_wait, get_running_loop(), opening)
+        found = await _open(wait, peer.address or peer.host, peer.port, due)
+        connection = cls(buffer, among)
         try:
             prepare(found)
             if server.scheme == "https" and proxy is not None:
-                await _tunnel(loop, found, proxy, server, due)
+                await _tunnel(wait, found, proxy, server, due)
             connection._way = head_of(proxy, server)
-            await _attached(loop, connection, found, server, due)
+            await _attached(wait, connection, found, server, due)
         except BaseException:
             connection.close()
             found.close()
@@ -125,7 +136,7 @@ class Connection(BufferedProtocol):
         transport.set_write_buffer_limits(high=0)
         try:
             if transport.get_write_buffer_size():
-                await _by(self._sent, due)
+                await wait_for(self._sent, max(due - perf_counter(), 0.001))
         except LateError:
             words = "does not take the request: its connection is stuck"
             raise AttemptFailed(Failure("stalled", SEND, words)) from None
@@ -198,6 +209,7 @@ class Connection(BufferedProtocol):
     def connection_made(self, transport: Any) -> None:  # Any: asyncio's own type here is too wide
         """Keep the transport: asyncio calls this."""
         self._transport = cast(Transport, transport)
+        self._among.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio calls it with that
         """Return where to put what comes: asyncio calls this, and then at once `buffer_updated`."""
@@ -221,6 +233,7 @@ class Connection(BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Take note of the end, or of what broke the connection: asyncio calls this."""
         self._end(error)
+        self._among.discard(self)
         if self._transport is not None:
             self._transport.abort()  # before Python 3.11 a TLS transport does not know that it is closed
             self._transport = None
@@ -243,34 +256,70 @@ class Connection(BufferedProtocol):
             waiter.set_result(True)
 
 
-async def _by(what: Awaitable[T], due: float) -> T:
-    """Wait for something until `due`; raises LateError."""
-    return await wait_for(what, max(due - perf_counter(), 0.001))
+def end_waits(opening: Iterable[Future[Any]]) -> None:  # Any: whatever they are for
+    """Make whoever waits for a connection to open go on at once, as if the time were up."""
+    for future in opening:
+        if not future.done():
+            future.set_exception(LateError())
 
 
-async def _addresses(host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
+async def _wait(loop: AbstractEventLoop, opening: Opening, what: Future[T] | Coroutine[Any, Any, T], due: float) -> T:
+    """Wait for something until `due`; raises LateError then, and when `end_waits` says so."""
+    future = what if isinstance(what, Future) else _told(loop, what)
+    timer = loop.call_later(max(due - perf_counter(), 0.001), end_waits, (future,))
+    opening.append(future)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+        opening.remove(future)
+        future.cancel()  # of use where this task is cancelled, or the time is up
+
+
+def _told(loop: AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Run a coroutine as a task, and return a future that others may set first; the task is cancelled then."""
+    task, future = loop.create_task(coroutine), loop.create_future()
+
+    def tell(_: object) -> None:
+        if future.done():
+            if not task.cancelled():
+                task.exception()  # seen, if there is one
+        elif task.cancelled():
+            future.cancel()
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
+
+    task.add_done_callback(tell)
+    future.add_done_callback(lambda _: task.cancel())
+    return future
+
+
+async def _addresses(wait: Wait, host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
     """Resolve a name by the time `due`; all who ask for it at the same time wait for one thread."""
     numeric = numeric_addresses(host, port)
     if numeric is not None:
         return numeric
     resolve = aside.do(("address", host, port), lambda: list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     try:
-        return await _by(resolve, due)
+        found: list[Any] = await wait(resolve, due)
+        return found
     except LateError:
         raise unresolved(host, None) from None
     except (OSError, UnicodeError) as error:
         raise unresolved(host, error) from error
 
 
-async def _open(loop: AbstractEventLoop, host: str, port: int, due: float) -> socket.socket:
+async def _open(wait: Wait, host: str, port: int, due: float) -> socket.socket:
     """Connect to the first address of a name that answers; each gets its share of the time."""
-    addresses = await _addresses(host, port, due)
+    addresses = await _addresses(wait, host, port, due)
     failure = Failure("unreachable", CONNECT, f"the name {host} has no address")
     for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         found = socket.socket(family, kind, protocol)
         found.setblocking(False)
         try:
-            await _by(loop.sock_connect(found, address), perf_counter() + (due - perf_counter()) / left)
+            await wait(_connected(found, address), perf_counter() + (due - perf_counter()) / left)
             return found
         except LateError:
             found.close()
@@ -284,33 +333,62 @@ async def _open(loop: AbstractEventLoop, host: str, port: int, due: float) -> so
     raise AttemptFailed(failure)
 
 
-async def _tunnel(loop: AbstractEventLoop, found: socket.socket, proxy: Server, server: Server, due: float) -> None:
-    """Ask a proxy for a way through to the server."""
-    head = b""
+def _connected(found: socket.socket, address: Any) -> Future[None] | Coroutine[Any, Any, None]:  # Any: as above
+    """Begin to connect a socket, and return what says when it is.
+
+    `loop.sock_connect` does the same with a task for each, a kilobyte at a thousand streams that begin at once; it is
+    used where a loop knows no `add_writer`, on Windows.
+    """
+    loop = get_running_loop()
+    future, number = loop.create_future(), found.fileno()
     try:
-        await _by(loop.sock_sendall(found, tunnel_request(proxy, server)), due)
+        loop.add_writer(number, _look_at_connection, found, future)
+    except NotImplementedError:
+        return loop.sock_connect(found, address)
+    future.add_done_callback(lambda _: loop.remove_writer(number))
+    with suppress(BlockingIOError, InterruptedError):
+        found.connect(address)
+    return future
+
+
+def _look_at_connection(found: socket.socket, future: Future[None]) -> None:
+    number = found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if future.done():
+        return
+    if number:
+        future.set_exception(OSError(number, os.strerror(number)))
+    else:
+        future.set_result(None)
+
+
+async def _tunnel(wait: Wait, found: socket.socket, proxy: Server, server: Server, due: float) -> None:
+    """Ask a proxy for a way through to the server."""
+    loop, head = get_running_loop(), b""
+    try:
+        await wait(loop.sock_sendall(found, tunnel_request(proxy, server)), due)
         while not head.endswith(b"\r\n\r\n") and len(head) < MAX_TUNNEL_HEAD:
-            byte = await _by(loop.sock_recv(found, 1), due)  # one at a time: what follows the head belongs to TLS
+            byte = await wait(loop.sock_recv(found, 1), due)  # one at a time: what follows the head belongs to TLS
             if not byte:
                 break
             head += byte
-    except (OSError, LateError) as error:
-        late = isinstance(error, LateError)
-        raise AttemptFailed(failure_of(TimeoutError() if late else error, CONNECT)) from error
+    except LateError as error:
+        raise AttemptFailed(failure_of(TimeoutError(), CONNECT)) from error
+    except OSError as error:
+        raise AttemptFailed(failure_of(error, CONNECT)) from error
     check_tunnel(proxy, head)
 
 
-async def _attached(
-    loop: AbstractEventLoop, connection: Connection, found: socket.socket, server: Server, due: float
-) -> None:
+async def _attached(wait: Wait, connection: Connection, found: socket.socket, server: Server, due: float) -> None:
     """Put a connection on its socket, secured where the server wants that."""
+    loop = get_running_loop()
     try:
         if server.scheme == "http":
             await loop.create_connection(lambda: connection, sock=found)
             return
         context = tls_context(server)
-        secured = loop.create_connection(lambda: connection, sock=found, ssl=context, server_hostname=server.host)
-        await _by(secured, due)
+        await wait(
+            loop.create_connection(lambda: connection, sock=found, ssl=context, server_hostname=server.host), due
+        )
     except LateError as error:
         raise handshake_timeout() from error
     except (OSError, ValueError) as error:

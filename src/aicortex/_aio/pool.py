@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncGenerator, Callable
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from aicortex._aio import aside
-from aicortex._aio.connection import READ_SIZE, Connection
+from aicortex._aio.connection import READ_SIZE, Connection, Opening
 from aicortex._core.failover import AttemptFailed
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.pool import IDLE_PER_SERVER, located
@@ -23,11 +23,11 @@ class Pool:
     def __init__(self) -> None:
         self._idle: dict[Server, list[Connection]] = {}
         self._buffer = memoryview(bytearray(READ_SIZE))
-        self._open: WeakSet[Connection] = WeakSet()
+        self._open: set[Connection] = set()
         self._is_closed = False
         self.guard: AsyncGenerator[None, None] | None = None  # what the loop ends when it ends
 
-    async def kept(self, server: Server) -> Connection | None:
+    async def _kept(self, server: Server) -> Connection | None:
         """Return a kept connection that is ready for a request, if there is one."""
         idle = self._idle.get(server)
         while idle:
@@ -43,14 +43,12 @@ class Pool:
             connection.close()
         return None
 
-    async def acquire(self, server: Server, *, due: float, fresh: bool = False) -> Connection:
+    async def acquire(self, server: Server, *, due: float, opening: Opening, fresh: bool = False) -> Connection:
         """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
-        found = None if fresh else await self.kept(server)
+        found = None if fresh else await self._kept(server)
         if found is not None:
             return found
-        connection = await Connection.open(server, due=due, buffer=self._buffer)
-        self._open.add(connection)
-        return connection
+        return await Connection.open(server, due=due, opening=opening, buffer=self._buffer, among=self._open)
 
     def release(self, server: Server, connection: Connection) -> None:
         """Keep a connection whose response is over, or close it."""
@@ -59,6 +57,10 @@ class Pool:
             idle.append(connection)
         else:
             connection.close()
+
+    def forget(self, connection: Connection) -> None:
+        """Keep no reference to a connection whose loop was closed."""
+        self._open.discard(connection)
 
     def close(self) -> None:
         """Close every idle connection, and keep none from now on."""
@@ -112,12 +114,12 @@ async def _closed_at_the_end(pool: Pool) -> AsyncGenerator[None, None]:
 
 
 async def reach(
-    pool: Pool, server: Server, due: Callable[[], float], *, fresh: bool = False
+    pool: Pool, server: Server, due: Callable[[], float], *, opening: Opening, fresh: bool = False
 ) -> tuple[Server, Connection]:
     """Return where a server is and a connection to it; raises AttemptFailed. See `_sync.pool.reach`."""
     place = await _located(server)
     try:
-        return place, await pool.acquire(place, due=due(), fresh=fresh)
+        return place, await pool.acquire(place, due=due(), opening=opening, fresh=fresh)
     except AttemptFailed as error:
         if server.scheme != EMBEDDED or error.failure.kind != "refused":
             raise
@@ -125,7 +127,7 @@ async def reach(
 
     await aside.do(("discard", place.port), lambda: discard(place.port))
     place = await _located(server)
-    return place, await pool.acquire(place, due=due())
+    return place, await pool.acquire(place, due=due(), opening=opening)
 
 
 async def _located(server: Server) -> Server:

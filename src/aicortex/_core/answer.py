@@ -181,7 +181,7 @@ class Answer(Waiting):
             self._take_head(current, now)
             return
         chunks, lines, fault = decode_lines(before.lines, response.body)
-        ended = response.eof or response.fault is not None or (bool(response.tails) and response.complete)
+        ended = response.eof or response.fault is not None or (response.tails > 0 and response.complete)
         if ended and fault is None:
             rest, fault = decode_rest(lines, response.body)
             chunks += rest

@@ -7,14 +7,14 @@ bytecode, so a KeyboardInterrupt cannot fall between taking bytes in and keeping
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from functools import partial
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable
+from operator import length_hint
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 MAX_HEAD_BYTES = 64 * 1024
 FIRST = (0,)
+MANY = range(1 << 30)  # its iterator's `__next__` is a C function that counts its calls, in 100 bytes
 exhaust = deque[object](maxlen=0).extend  # runs an iterator of C functions without any Python bytecode between
 
 
@@ -27,16 +27,26 @@ def encode_request(method: str, target: str, headers: Iterable[tuple[str, str]],
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
+class Sinks:
+    """Where the parser puts what it finds."""
+
+    __slots__ = ("on_body", "on_header", "on_headers_complete", "on_message_begin", "on_message_complete")
+    on_body: Callable[[bytes], None]
+    on_header: Callable[[bytes, bytes], None]
+    on_headers_complete: Callable[[], object]
+    on_message_begin: Callable[[], object]
+    on_message_complete: Callable[[], object]
+
+
 class Response:
     """One response, parsed as its bytes are fed.
 
-    `body` collects the pieces of the body in order; `heads` and `tails` grow with every head and every end of a
-    message that went by, more than one of each when 100-continue and its kin came first. `fault` says what was not
-    HTTP, after everything before it was kept. A body without a length ends with the connection: whoever reads sets
-    `eof`.
+    `body` collects the pieces of the body in order; `heads` and `tails` count every head and every end of a message
+    that went by, more than one of each when 100-continue and its kin came first. `fault` says what was not HTTP, after
+    everything before it was kept. A body without a length ends with the connection: whoever reads sets `eof`.
     """
 
-    __slots__ = ("_begun", "_parser", "body", "eof", "fault", "feed", "head_bytes", "headers", "heads", "tails")
+    __slots__ = ("_begun", "_heads", "_parser", "_tails", "body", "eof", "fault", "feed", "head_bytes", "headers")
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
@@ -44,18 +54,25 @@ class Response:
         self.fault: str | None = None
         self.eof = False
         self.head_bytes = 0
-        self.heads: list[bool] = []
-        self._begun: list[bool] = []
-        self.tails: list[bool] = []
-        sinks = SimpleNamespace(
-            on_message_begin=partial(self._begun.append, True),
-            on_header=self.headers.__setitem__,
-            on_headers_complete=partial(self.heads.append, True),
-            on_body=self.body.append,
-            on_message_complete=partial(self.tails.append, True),
-        )
+        self._begun, self._heads, self._tails = iter(MANY), iter(MANY), iter(MANY)
+        sinks = Sinks()
+        sinks.on_message_begin = self._begun.__next__
+        sinks.on_header = self.headers.__setitem__
+        sinks.on_headers_complete = self._heads.__next__
+        sinks.on_body = self.body.append
+        sinks.on_message_complete = self._tails.__next__
         self._parser = HttpResponseParser(sinks)
         self.feed = self._parser.feed_data
+
+    @property
+    def heads(self) -> int:
+        """How many heads have come whole."""
+        return len(MANY) - length_hint(self._heads)
+
+    @property
+    def tails(self) -> int:
+        """How many messages have ended."""
+        return len(MANY) - length_hint(self._tails)
 
     def take(self, inbox: list[bytes | bytearray]) -> None:
         """Parse the first piece of the inbox and drop it, both or neither; `b""` means that the connection ended."""
@@ -79,8 +96,9 @@ class Response:
     @property
     def started(self) -> bool:
         """Whether a final status and all headers are here (100-continue and its kin do not count)."""
-        begins_another = len(self._begun) > len(self.heads) and self.fault is None
-        return bool(self.heads) and not begins_another and self.status >= 200
+        heads = self.heads
+        begins_another = len(MANY) - length_hint(self._begun) > heads and self.fault is None
+        return heads > 0 and not begins_another and self.status >= 200
 
     @property
     def status(self) -> int:
@@ -91,7 +109,7 @@ class Response:
     @property
     def complete(self) -> bool:
         """Whether the whole body is here by its own framing."""
-        return bool(self.tails) and len(self.heads) == len(self.tails) and self.started
+        return 0 < self.tails == self.heads and self.started
 
     @property
     def ended(self) -> bool:
@@ -101,7 +119,7 @@ class Response:
     @property
     def reusable(self) -> bool:
         """Whether the connection may carry another request after this one."""
-        whole = self.complete and len(self.heads) == 1 and not self.eof and self.fault is None
+        whole = self.complete and self.heads == 1 and not self.eof and self.fault is None
         return whole and self._parser.get_http_version() == "1.1" and "close" not in self.header("connection").lower()
 
     def header(self, name: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from msgspec.structs import replace
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 def chat(prompt: str | None = None, *, stream: Literal[True], **arguments: Unpack[ChatArguments]) -> Stream: ...
 @overload
 def chat(prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]) -> str: ...
+@overload
+def chat(prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]) -> Stream | str: ...
 def chat(
     prompt: str | None = None,
     *,
@@ -149,6 +151,10 @@ async def achat(
 async def achat(
     prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
 ) -> str: ...
+@overload
+async def achat(
+    prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]
+) -> AsyncStream | str: ...
 async def achat(
     prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
 ) -> AsyncStream | str:
@@ -158,7 +164,16 @@ async def achat(
     Nothing of it blocks the event loop, and no stream has a thread.
     """
     check_names("achat", arguments)
-    return await aanswer(checked(prompt, **arguments), stream=stream)
+    return await aanswer(await achecked(prompt, arguments), stream=stream)
+
+
+async def achecked(prompt: str | None, arguments: Mapping[str, Any]) -> Call:  # Any: the arguments of `chat`
+    """Check the arguments of a call; pictures are read and encoded aside of the event loop."""
+    if not arguments.get("images"):
+        return checked(prompt, **arguments)
+    from aicortex._aio import aside
+
+    return await aside.do(object(), lambda: checked(prompt, **arguments))
 
 
 async def aanswer(call: Call, *, stream: bool, pools: Pools | None = None) -> AsyncStream | str:

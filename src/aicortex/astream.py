@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from aicortex._aio.client import READS, Exchange
 from aicortex._core.result import Result
@@ -41,7 +41,6 @@ class AsyncStream:
     async def result(self) -> Result:
         """Read to the end and return text, thinking, finish reason, usage, timings, model, server and attempts."""
         exchange = self._exchange
-        exchange.join()
         while (outcome := exchange.answer.outcome) is None:
             await exchange.pump(len(exchange.answer.log))
         if isinstance(outcome, Result):
@@ -80,7 +79,7 @@ class AsyncStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._exchange.finish()
+        self._exchange.leave()
 
     def __del__(self) -> None:
         exchange = getattr(self, "_exchange", None)
@@ -97,14 +96,16 @@ class AsyncStream:
 
         ashow(self)
 
-    def __iter__(self) -> NoReturn:
-        raise TypeError(WRITE_ASYNC)
+    if not TYPE_CHECKING:  # a type checker would take them for what they refuse
 
-    def __enter__(self) -> NoReturn:
-        raise TypeError("this is an AsyncStream: write 'async with', not 'with'")
+        def __iter__(self) -> NoReturn:
+            raise TypeError(WRITE_ASYNC)
 
-    def __exit__(self, *_: object) -> None:
-        """Make `with` get as far as `__enter__`, which says what to write."""
+        def __enter__(self) -> NoReturn:
+            raise TypeError("this is an AsyncStream: write 'async with', not 'with'")
+
+        def __exit__(self, *_: object) -> None:
+            """Make `with` get as far as `__enter__`, which says what to write."""
 
 
 class AsyncCursor:
@@ -121,18 +122,18 @@ class AsyncCursor:
     def __aiter__(self) -> AsyncCursor:
         return self
 
-    def __iter__(self) -> NoReturn:
-        raise TypeError(WRITE_ASYNC)
+    if not TYPE_CHECKING:
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(WRITE_ASYNC)
 
     async def __anext__(self) -> StreamEvent:
-        position = self._position
-        if not position:
-            self._exchange.join()
-        if position == len(self._log) and not await self._exchange.pump(position):
-            outcome = self._exchange.answer.outcome
-            if isinstance(outcome, BaseException):
-                raise outcome.with_traceback(None)
-            raise StopAsyncIteration
+        while (position := self._position) == len(self._log):
+            if not await self._exchange.pump(position):
+                outcome = self._exchange.answer.outcome
+                if isinstance(outcome, BaseException):
+                    raise outcome.with_traceback(None)
+                raise StopAsyncIteration
         self._position = position + 1
         return self._log[position]
 
@@ -148,8 +149,10 @@ class AsyncTokens:
     def __aiter__(self) -> AsyncTokens:
         return self
 
-    def __iter__(self) -> NoReturn:
-        raise TypeError(WRITE_ASYNC)
+    if not TYPE_CHECKING:
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(WRITE_ASYNC)
 
     async def __anext__(self) -> str:
         while True:

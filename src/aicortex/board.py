@@ -25,6 +25,7 @@ from aicortex.errors import RegistryError
 from aicortex.in_flight import Claim, count
 from aicortex.registry.entries import ModelEntry, ServerEntry, Snapshot
 from aicortex.registry.paths import data_path
+from aicortex.warn import warn
 
 if TYPE_CHECKING:
     from aicortex.registry.store import Registry
@@ -272,9 +273,7 @@ class Board:
         if self._is_warned:
             return
         self._is_warned = True
-        import warnings
-
-        warnings.warn(f"the registry is not used: {error}", RuntimeWarning, stacklevel=4)
+        warn(f"the registry is not used: {error}")
 
     def _absorb(self) -> None:
         """Turn news into healths."""

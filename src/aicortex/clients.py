@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from aicortex._sync.pool import Pool
-from aicortex.ask import aanswer, answer
+from aicortex.ask import aanswer, achecked, answer
 from aicortex.catalogue import alist_model_servers, amodels, list_model_servers, models
 from aicortex.request import check_names, checked
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from aicortex.astream import AsyncStream
     from aicortex.census import FleetList, Row
-    from aicortex.request import Call, ChatArguments
+    from aicortex.request import ChatArguments
     from aicortex.stream import Stream
 
 
@@ -37,10 +37,11 @@ class _Defaults:
         state = "closed" if self._is_closed else "open"
         return f"<{type(self).__name__} {state}{told}>"  # addresses may have passwords in them
 
-    def _call(self, prompt: str | None, arguments: Mapping[str, Any]) -> Call:  # Any: as above
+    def _told(self, arguments: Mapping[str, Any]) -> dict[str, Any]:  # Any: as above
+        """Return the arguments of a call together with the defaults."""
         self._check_open()
         check_names("chat", arguments)
-        return checked(prompt, **{**self._defaults, **arguments})
+        return {**self._defaults, **arguments}
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -70,11 +71,13 @@ class Client(_Defaults):
     def chat(
         self, prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
     ) -> str: ...
+    @overload
+    def chat(self, prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]) -> Stream | str: ...
     def chat(
         self, prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
     ) -> Stream | str:
         """Ask a model, as the function `chat` does."""
-        return answer(self._call(prompt, arguments), stream=stream, pool=self._pool)
+        return answer(checked(prompt, **self._told(arguments)), stream=stream, pool=self._pool)
 
     def models(self, family: str | None = None) -> FleetList[str]:
         """Return the names of the models that the servers have now, as the function `models` does."""
@@ -121,11 +124,16 @@ class AsyncClient(_Defaults):
     async def chat(
         self, prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
     ) -> str: ...
+    @overload
+    async def chat(
+        self, prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]
+    ) -> AsyncStream | str: ...
     async def chat(
         self, prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
     ) -> AsyncStream | str:
         """Ask a model, as the function `achat` does."""
-        return await aanswer(self._call(prompt, arguments), stream=stream, pools=self._pools)
+        call = await achecked(prompt, self._told(arguments))
+        return await aanswer(call, stream=stream, pools=self._pools)
 
     async def models(self, family: str | None = None) -> FleetList[str]:
         """Return the names of the models that the servers have now, as the function `models` does."""

@@ -19,6 +19,7 @@ from aicortex._sync.pool import call
 from aicortex.errands import Errand, Steps, run
 from aicortex.errors import CredentialError
 from aicortex.registry.paths import data_path
+from aicortex.warn import warn
 
 if TYPE_CHECKING:
     from aicortex.registry.entries import ServerEntry, Snapshot
@@ -112,10 +113,7 @@ def _found(servers: Sequence[str | Server] | str | Server | None, entries: Seque
     if (yield from _answers(local)):
         return Fleet([local])
     if settings.names_local_server():
-        import warnings
-
-        words = f"OLLAMA_HOST: {local.label} does not answer; the embedded engine is used instead"
-        warnings.warn(words, RuntimeWarning, stacklevel=6)
+        warn(f"OLLAMA_HOST: {local.label} does not answer; the embedded engine is used instead")
     return Fleet([Server(EMBEDDED)])
 
 
@@ -171,9 +169,7 @@ def _usable(fleet: Fleet) -> Fleet:
     if not fleet.servers:
         raise CredentialError(reasons)
     if reasons:
-        import warnings
-
-        warnings.warn(f"left out: {reasons}", RuntimeWarning, stacklevel=7)
+        warn(f"left out: {reasons}")
     return fleet
 
 

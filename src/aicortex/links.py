@@ -129,6 +129,10 @@ class Links(Generic[W]):
         due = self.answer.failover.connect_due(now)
         return min(due, now + BESIDE_SECONDS) if step.beside else due
 
+    def _send_due(self, step: Connect) -> float:
+        """When a request must have been taken that is sent now."""
+        return self._connect_due(step) if step.beside else self.answer.failover.first_token_due(perf_counter())
+
     def _linked(self, step: Connect, place: Server, connection: W) -> Link[W]:
         """Take note of an open connection; it counts as a request of its own from now on."""
         link = Link(step.server, self._servers[step.server], place, connection)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from aicortex._core.result import Result
 from aicortex._sync.client import Exchange
@@ -101,17 +101,19 @@ class Stream:
 
         show(self)
 
-    def __aiter__(self) -> NoReturn:
-        raise TypeError(WRITE_SYNC)
+    if not TYPE_CHECKING:  # a type checker would take them for what they refuse
 
-    def __aenter__(self) -> NoReturn:
-        raise TypeError(WRITE_SYNC)
+        def __aiter__(self) -> NoReturn:
+            raise TypeError(WRITE_SYNC)
 
-    def __aexit__(self, *_: object) -> None:
-        """Make `async with` get as far as `__aenter__`, which says what to write."""
+        def __aenter__(self) -> NoReturn:
+            raise TypeError(WRITE_SYNC)
 
-    def __await__(self) -> NoReturn:
-        raise TypeError("a Stream is not awaited: leave out 'await', or write 'await achat(…, stream=True)'")
+        def __aexit__(self, *_: object) -> None:
+            """Make `async with` get as far as `__aenter__`, which says what to write."""
+
+        def __await__(self) -> NoReturn:
+            raise TypeError("a Stream is not awaited: leave out 'await', or write 'await achat(…, stream=True)'")
 
 
 class Cursor:
@@ -127,9 +129,6 @@ class Cursor:
 
     def __iter__(self) -> Cursor:
         return self
-
-    def __aiter__(self) -> NoReturn:
-        raise TypeError(WRITE_SYNC)
 
     def __next__(self) -> StreamEvent:
         position = self._position
@@ -152,9 +151,6 @@ class Tokens:
 
     def __iter__(self) -> Tokens:
         return self
-
-    def __aiter__(self) -> NoReturn:
-        raise TypeError(WRITE_SYNC)
 
     def __next__(self) -> str:
         cursor = self._cursor

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Future, get_running_loop, shield
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
@@ -41,8 +40,9 @@ async def do(key: Hashable, work: Callable[[], T]) -> T:
     mine = (loop, key)
     shared: Future[T] | None = _under_way.get(mine)
     if shared is None:
-        shared = _under_way[mine] = loop.create_future()
+        shared = loop.create_future()
         Thread(target=_work, args=(mine, shared, work), daemon=True).start()
+        _under_way[mine] = shared
     return await shield(shared)
 
 
@@ -53,8 +53,10 @@ def _work(key: Key, shared: Future[T], work: Callable[[], T]) -> None:
         tell = partial(shared.set_result, given)
     except BaseException as error:  # whoever waits for it raises it
         tell = partial(_blame, shared, error)
-    with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+    try:
         key[0].call_soon_threadsafe(_finish, key, tell)
+    except RuntimeError:  # the loop was closed meanwhile: nobody waits
+        _under_way.pop(key, None)
 
 
 def _finish(key: Key, tell: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from aicortex._aio.connection import Connection, Opening, end_waits
+from aicortex._aio.connection import Connection
 from aicortex._aio.pool import Pool, reach
 from aicortex._core.failover import AttemptFailed, Wait
 from aicortex._core.state import Connect, Read
@@ -39,16 +39,30 @@ class Exchange(Links[Connection]):
     event; others wait for it. Where it waits it may be cancelled: the next one who reads goes on from there.
     """
 
-    __slots__ = ("_due", "_followers", "_is_driven", "_loop", "_opening", "_readers", "_timer", "_timer_due", "_waiter")
+    __slots__ = (
+        "_connecting",
+        "_due",
+        "_followers",
+        "_is_driven",
+        "_is_read_aside",
+        "_loop",
+        "_reader",
+        "_readers",
+        "_timer",
+        "_timer_due",
+        "_waiter",
+    )
     _pool: Pool
 
     def __init__(self, call: Call, route: Plan, pool: Pool) -> None:
         super().__init__(call, route, pool)
         self._loop: AbstractEventLoop = get_running_loop()
         self._is_driven = False
-        self._opening: Opening = []  # what a connection in the making waits for
+        self._connecting: Task[None] | None = None  # a step that goes on when its reader gives up waiting
         self._followers: list[Future[None]] = []  # tasks that wait for the one that moves the answer on
         self._readers: list[ref[Task[Any]]] = []  # Any: whatever a task returns
+        self._is_read_aside = False  # whether some were one read each, for somebody whose name is not known
+        self._reader: ref[Task[Any]] | None = None  # the last one of them; Any: as above
         self._waiter: Future[bool] | None = None  # what the driving task waits for
         self._due = 0.0  # until when, at most
         self._timer: TimerHandle | None = None  # which looks whether that is past; one serves many waits
@@ -72,10 +86,11 @@ class Exchange(Links[Connection]):
 
     async def pump(self, position: int) -> bool:
         """Wait until the log is longer than `position`; returns False when the answer is over before that."""
-        if self._loop is not get_running_loop():
+        if self._loop is not get_running_loop() and not self._is_cancelled:
             raise RuntimeError("this AsyncStream belongs to another event loop: read it where achat was awaited")
         answer = self.answer
         log = answer.log
+        self._join()
         while len(log) <= position:
             if self._is_driven:
                 await self._follow()
@@ -97,6 +112,7 @@ class Exchange(Links[Connection]):
                 self._is_driven = False
                 self._wake_followers()
         if answer.outcome is not None:
+            self._release_readers()
             self._share()
         return len(log) > position
 
@@ -119,11 +135,15 @@ class Exchange(Links[Connection]):
             self._left_by(current_task())
             raise
 
-    def join(self) -> None:
+    def _join(self) -> None:
         """Take note that the running task reads, so that another one's end does not end the answer."""
         task = current_task()
-        if task is not None and not any(reader() is task for reader in self._readers):
-            self._readers.append(ref(task))
+        if task is not None and (self._reader is None or self._reader() is not task):
+            self._reader = ref(task)
+            known = [reader() for reader in self._readers]
+            alive = [each for each in known if each is not None and each is not task and not each.done()]
+            self._is_read_aside |= any(each is not None and _is_read(each) for each in known)
+            self._readers = [*map(ref, alive), self._reader]
 
     def _left_by(self, task: Task[Any] | None) -> None:  # Any: whatever the task returns
         """Cancel the answer once a task ends that was cancelled while it read, unless another one reads it too.
@@ -131,26 +151,34 @@ class Exchange(Links[Connection]):
         A task that goes on, because it set itself a time limit for one read, leaves the answer as it is. Before Python
         3.12 `wait_for` has a task of its own for that, which is one of the READS and nothing else.
         """
-        if task is not None and getattr(task.get_coro(), "cr_code", None) not in READS:
+        if task is not None and not _is_read(task):
+            task.remove_done_callback(self._reader_ended)  # once is enough
             task.add_done_callback(self._reader_ended)
 
     def _reader_ended(self, task: Task[Any]) -> None:  # Any: as above
-        readers = (reader() for reader in self._readers)
-        others = [reader for reader in readers if reader is not None and reader is not task and not reader.done()]
-        if task.cancelled() and not others:
+        readers = [reader() for reader in self._readers]
+        others = [reader for reader in readers if reader is not None and reader is not task]
+        if task.cancelled() and not self._is_read_aside and all(_is_over(other) for other in others):
             self.cancel()
+
+    def _release_readers(self) -> None:
+        """Let go of the tasks that read, which may live longer than the answer."""
+        for reader in self._readers:
+            task = reader()
+            if task is not None:
+                task.remove_done_callback(self._reader_ended)
+        self._readers.clear()
 
     def _wake_followers(self) -> None:
         followers, self._followers = self._followers, []
         for future in followers:
-            if not future.done():
-                future.set_result(None)
+            _release(future)
 
     def move(self) -> bool:
         """Go on at another server; returns False when no other one can."""
         if self._is_cancelled or not self.answer.may_move(perf_counter()):
             return False
-        if self._is_driven:
+        if self._is_driven or self._connecting is not None:
             self._is_moving = True
             self._wake()
         else:
@@ -178,6 +206,13 @@ class Exchange(Links[Connection]):
                 self._pool.forget(link.connection)
             self._links.clear()
 
+    def leave(self) -> None:
+        """Cancel the answer, at once where this is its own loop."""
+        if self._loop is get_running_loop():
+            self.finish()
+        else:
+            self.cancel()
+
     def finish(self) -> None:
         """Carry out `cancel`, in the loop's own thread."""
         if self._pid != os.getpid():
@@ -185,9 +220,13 @@ class Exchange(Links[Connection]):
         self._is_cancelled = True
         self._settle()
         self._stop_timer()
-        end_waits(self._opening)
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+            self._drop_claim()
         self._wake()
         self._wake_followers()
+        self._release_readers()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -200,6 +239,10 @@ class Exchange(Links[Connection]):
         known = len(log)
         since = now = perf_counter()
         while not (reading and len(log) > known):
+            if self._connecting is not None:
+                await self._connected(self._connecting)
+                now = perf_counter()
+                continue
             if self._is_cancelled:
                 answer.cancel()
             elif self._is_moving:
@@ -213,7 +256,8 @@ class Exchange(Links[Connection]):
                 elif not self._take():
                     self._taken_or_late(is_late=not await self._news(until - now))
             elif isinstance(step, Connect):
-                await self._connect(step)
+                self._connecting = self._loop.create_task(self._connect(step))
+                continue
             elif isinstance(step, Wait) and reading:
                 await self._news(step.until - now)
             else:
@@ -223,6 +267,15 @@ class Exchange(Links[Connection]):
         if answer.outcome is not None:
             self._stop_timer()
 
+    async def _connected(self, task: Task[None]) -> None:
+        """Wait until a connection is open, or is not to be had; who gives up waiting leaves it to the next reader."""
+        done = self._loop.create_future()
+        task.add_done_callback(lambda _: _release(done))
+        await done
+        self._connecting = None
+        if not task.cancelled():
+            task.result()  # raises what is a mistake of ours
+
     async def _connect(self, step: Connect) -> None:
         """Open a connection and send the request."""
         link = None
@@ -231,17 +284,20 @@ class Exchange(Links[Connection]):
                 self._pool,
                 self._servers[step.server],
                 lambda: self._connect_due(step),
-                opening=self._opening,
                 fresh=step.beside or step.server in self._stale,
             )
             link = self._linked(step, place, connection)
-            if self._is_cancelled:
-                return
-            request, due = step.request, self.answer.failover.first_token_due(perf_counter())
-            response = await connection.send(request.method, request.path, place, request.body, due=due)
+            if not self._is_cancelled:
+                request = step.request
+                response = await connection.send(
+                    request.method, request.path, place, request.body, due=self._send_due(step)
+                )
         except AttemptFailed as error:
             self._drop_claim()
             self._failed(step, link, error.failure)
+            return
+        if self._is_cancelled:  # `finish` was here before the link was
+            self._settle()
         else:
             self.answer.connected(step, response, perf_counter())
 
@@ -297,3 +353,19 @@ class Exchange(Links[Connection]):
             self._set_timer(left)
         else:
             self._waiter.set_result(False)
+
+
+def _release(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _is_read(task: Task[Any]) -> bool:  # Any: whatever the task returns
+    """Whether a task is one read of a stream and nothing else, as `wait_for` makes them before Python 3.12."""
+    coroutine = task.get_coro()
+    return getattr(coroutine, "cr_code", None) in READS or type(coroutine).__name__ == "anext_awaitable"
+
+
+def _is_over(task: Task[Any]) -> bool:  # Any: as above
+    """Whether a task will not read again; one read was perhaps made for somebody who will."""
+    return task.done() and not _is_read(task)

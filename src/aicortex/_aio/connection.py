@@ -8,19 +8,18 @@ from __future__ import annotations
 import os
 import socket
 from asyncio import (
-    AbstractEventLoop,
     BufferedProtocol,
     Future,
     Transport,
     get_running_loop,
+    shield,
     wait_for,
 )
 from asyncio import TimeoutError as LateError  # a TimeoutError of its own before Python 3.11
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable
 from contextlib import suppress
-from functools import partial
 from time import perf_counter
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aicortex._aio import aside
 from aicortex._core.failover import AttemptFailed, Failure
@@ -44,9 +43,10 @@ from aicortex.network import (
     unresolved,
 )
 
+if TYPE_CHECKING:
+    import ssl
+
 T = TypeVar("T")
-Opening: TypeAlias = "list[Future[Any]]"  # Any: whatever is waited for while a connection opens
-Wait: TypeAlias = "Callable[[Any, float], Coroutine[Any, Any, Any]]"  # Any: what `_wait` takes and gives
 READ_SIZE = 65536  # bytes of one read
 END_SECONDS = 0.005  # how long the end of a body is waited for whose last chunk is here
 MOST_UNREAD = 256 * 1024  # bytes that may wait for a reader; the server waits then
@@ -93,30 +93,62 @@ class Connection(BufferedProtocol):
         self._sent: Future[None] | None = None  # while a request waits for the server to take it
 
     @classmethod
-    async def open(
-        cls, server: Server, *, due: float, opening: Opening, buffer: memoryview, among: set[Connection]
-    ) -> Connection:
+    async def open(cls, server: Server, *, due: float, buffer: memoryview, among: set[Connection]) -> Connection:
         """Connect by the time `due` (of `perf_counter`); raises AttemptFailed.
 
-        What is waited for is in `opening` meanwhile; `end_waits` ends that. The connection is in `among` as long as it
-        is open.
+        The connection is in `among` as long as it is open.
         """
         proxy = proxy_to(server)
         peer = proxy or server
-        wait = partial(_wait, get_running_loop(), opening)
-        found = await _open(wait, peer.address or peer.host, peer.port, due)
-        connection = cls(buffer, among)
+        found = await _open(peer.address or peer.host, peer.port, due)
         try:
             prepare(found)
             if server.scheme == "https" and proxy is not None:
-                await _tunnel(wait, found, proxy, server, due)
-            connection._way = head_of(proxy, server)
-            await _attached(wait, connection, found, server, due)
+                await _tunnel(found, proxy, server, due)
+            context = tls_context(server) if server.scheme == "https" else None
         except BaseException:
-            connection.close()
             found.close()
             raise
+        connection = cls(buffer, among)
+        connection._way = head_of(proxy, server)
+        await connection._attach(found)
+        try:
+            if context is not None:
+                await connection._secure(context, server, due)
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    async def _attach(self, found: socket.socket) -> None:
+        """Take over a socket.
+
+        That takes two rounds of the loop and cannot hang. uvloop closes the socket twice if it is cancelled there.
+        """
+        loop = get_running_loop()
+        attached = loop.create_task(loop.create_connection(lambda: self, sock=found))
+        try:
+            await shield(attached)
+        except OSError as error:
+            raise AttemptFailed(failure_of(error, CONNECT)) from error
+        except BaseException:
+            attached.add_done_callback(lambda _: self.close())  # not before: the socket is in two hands until then
+            raise
+
+    async def _secure(self, context: ssl.SSLContext, server: Server, due: float) -> None:
+        """Begin TLS."""
+        loop, plain = get_running_loop(), self._transport
+        if plain is None or self._is_lost:
+            raise AttemptFailed(failure_of(self._error or ConnectionResetError("closed"), CONNECT))
+        try:
+            secured = await _by(loop.start_tls(plain, self, context, server_hostname=server.host), due)
+        except LateError as error:
+            raise handshake_timeout() from error
+        except (OSError, ValueError) as error:
+            raise AttemptFailed(failure_of(error, CONNECT)) from error
+        if secured is None:  # as typed: where the connection was lost meanwhile
+            raise AttemptFailed(failure_of(self._error or ConnectionResetError("closed"), CONNECT))
+        self._transport = secured
 
     async def send(self, method: str, path: str, server: Server, body: bytes = b"", *, due: float) -> Response:
         """Send a request and return its response, to be filled by `take`; raises AttemptFailed."""
@@ -136,7 +168,7 @@ class Connection(BufferedProtocol):
         transport.set_write_buffer_limits(high=0)
         try:
             if transport.get_write_buffer_size():
-                await wait_for(self._sent, max(due - perf_counter(), 0.001))
+                await _by(self._sent, due)
         except LateError:
             words = "does not take the request: its connection is stuck"
             raise AttemptFailed(Failure("stalled", SEND, words)) from None
@@ -183,10 +215,14 @@ class Connection(BufferedProtocol):
         """
         self._feed()
         if not self.response.ended:
-            self.waiter = get_running_loop().create_future()
-            with suppress(LateError):
-                await wait_for(self.waiter, END_SECONDS)
-            self.waiter = None
+            loop = get_running_loop()
+            self.waiter = waiter = loop.create_future()
+            timer = loop.call_later(END_SECONDS, _release, waiter)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+                self.waiter = None
             self._feed()
         return not self._is_lost and self.response.reusable
 
@@ -194,10 +230,12 @@ class Connection(BufferedProtocol):
         """Whether the server may take another request once the end of this response has come."""
         response = self.response
         closes = "close" in response.header("connection").lower()
-        return not self._is_lost and not response.eof and response.fault is None and not closes
+        is_usable = not self._is_lost and not self._is_paused and not response.eof and response.fault is None
+        return is_usable and not closes
 
     def close(self) -> None:
         """Close the connection at once; a server that was generating stops."""
+        self._among.discard(self)
         if self._transport is not None:
             self._transport.abort()
         self._drop()
@@ -256,70 +294,34 @@ class Connection(BufferedProtocol):
             waiter.set_result(True)
 
 
-def end_waits(opening: Iterable[Future[Any]]) -> None:  # Any: whatever they are for
-    """Make whoever waits for a connection to open go on at once, as if the time were up."""
-    for future in opening:
-        if not future.done():
-            future.set_exception(LateError())
+async def _by(what: Awaitable[T], due: float) -> T:
+    """Wait for something until `due`; raises LateError."""
+    return await wait_for(what, max(due - perf_counter(), 0.001))
 
 
-async def _wait(loop: AbstractEventLoop, opening: Opening, what: Future[T] | Coroutine[Any, Any, T], due: float) -> T:
-    """Wait for something until `due`; raises LateError then, and when `end_waits` says so."""
-    future = what if isinstance(what, Future) else _told(loop, what)
-    timer = loop.call_later(max(due - perf_counter(), 0.001), end_waits, (future,))
-    opening.append(future)
-    try:
-        return await future
-    finally:
-        timer.cancel()
-        opening.remove(future)
-        future.cancel()  # of use where this task is cancelled, or the time is up
-
-
-def _told(loop: AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-    """Run a coroutine as a task, and return a future that others may set first; the task is cancelled then."""
-    task, future = loop.create_task(coroutine), loop.create_future()
-
-    def tell(_: object) -> None:
-        if future.done():
-            if not task.cancelled():
-                task.exception()  # seen, if there is one
-        elif task.cancelled():
-            future.cancel()
-        elif (error := task.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(task.result())
-
-    task.add_done_callback(tell)
-    future.add_done_callback(lambda _: task.cancel())
-    return future
-
-
-async def _addresses(wait: Wait, host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
+async def _addresses(host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
     """Resolve a name by the time `due`; all who ask for it at the same time wait for one thread."""
     numeric = numeric_addresses(host, port)
     if numeric is not None:
         return numeric
     resolve = aside.do(("address", host, port), lambda: list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     try:
-        found: list[Any] = await wait(resolve, due)
-        return found
+        return await _by(resolve, due)
     except LateError:
         raise unresolved(host, None) from None
     except (OSError, UnicodeError) as error:
         raise unresolved(host, error) from error
 
 
-async def _open(wait: Wait, host: str, port: int, due: float) -> socket.socket:
+async def _open(host: str, port: int, due: float) -> socket.socket:
     """Connect to the first address of a name that answers; each gets its share of the time."""
-    addresses = await _addresses(wait, host, port, due)
+    addresses = await _addresses(host, port, due)
     failure = Failure("unreachable", CONNECT, f"the name {host} has no address")
     for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         found = socket.socket(family, kind, protocol)
         found.setblocking(False)
         try:
-            await wait(_connected(found, address), perf_counter() + (due - perf_counter()) / left)
+            await _connect(found, address, perf_counter() + (due - perf_counter()) / left)
             return found
         except LateError:
             found.close()
@@ -333,41 +335,55 @@ async def _open(wait: Wait, host: str, port: int, due: float) -> socket.socket:
     raise AttemptFailed(failure)
 
 
-def _connected(found: socket.socket, address: Any) -> Future[None] | Coroutine[Any, Any, None]:  # Any: as above
-    """Begin to connect a socket, and return what says when it is.
+async def _connect(found: socket.socket, address: Any, due: float) -> None:  # Any: as above
+    """Connect a socket by the time `due`; raises LateError and OSError.
 
-    `loop.sock_connect` does the same with a task for each, a kilobyte at a thousand streams that begin at once; it is
-    used where a loop knows no `add_writer`, on Windows.
+    `loop.sock_connect` with a time limit takes two tasks more, kilobytes for each of a thousand streams that begin at
+    once; it is used where a loop cannot watch a socket (Windows).
     """
-    loop = get_running_loop()
-    future, number = loop.create_future(), found.fileno()
+    loop, number = get_running_loop(), found.fileno()
     try:
-        loop.add_writer(number, _look_at_connection, found, future)
+        loop.remove_writer(number)
     except NotImplementedError:
-        return loop.sock_connect(found, address)
-    future.add_done_callback(lambda _: loop.remove_writer(number))
+        return await _by(loop.sock_connect(found, address), due)
     with suppress(BlockingIOError, InterruptedError):
-        found.connect(address)
-    return future
+        return found.connect(address)
+    done = loop.create_future()
+    timer = loop.call_later(max(due - perf_counter(), 0.001), _fail, done, LateError())
+    loop.add_writer(number, _look, found, done)
+    try:
+        await done
+    finally:
+        loop.remove_writer(number)  # before the socket is closed: another one may get its number
+        timer.cancel()
 
 
-def _look_at_connection(found: socket.socket, future: Future[None]) -> None:
+def _release(waiter: Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)
+
+
+def _fail(done: Future[None], error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)
+
+
+def _look(found: socket.socket, done: Future[None]) -> None:
+    """See what became of a connection that was begun."""
     number = found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if future.done():
-        return
     if number:
-        future.set_exception(OSError(number, os.strerror(number)))
-    else:
-        future.set_result(None)
+        _fail(done, OSError(number, os.strerror(number)))
+    elif not done.done():
+        done.set_result(None)
 
 
-async def _tunnel(wait: Wait, found: socket.socket, proxy: Server, server: Server, due: float) -> None:
+async def _tunnel(found: socket.socket, proxy: Server, server: Server, due: float) -> None:
     """Ask a proxy for a way through to the server."""
     loop, head = get_running_loop(), b""
     try:
-        await wait(loop.sock_sendall(found, tunnel_request(proxy, server)), due)
+        await _by(loop.sock_sendall(found, tunnel_request(proxy, server)), due)
         while not head.endswith(b"\r\n\r\n") and len(head) < MAX_TUNNEL_HEAD:
-            byte = await wait(loop.sock_recv(found, 1), due)  # one at a time: what follows the head belongs to TLS
+            byte = await _by(loop.sock_recv(found, 1), due)  # one at a time: what follows the head belongs to TLS
             if not byte:
                 break
             head += byte
@@ -376,20 +392,3 @@ async def _tunnel(wait: Wait, found: socket.socket, proxy: Server, server: Serve
     except OSError as error:
         raise AttemptFailed(failure_of(error, CONNECT)) from error
     check_tunnel(proxy, head)
-
-
-async def _attached(wait: Wait, connection: Connection, found: socket.socket, server: Server, due: float) -> None:
-    """Put a connection on its socket, secured where the server wants that."""
-    loop = get_running_loop()
-    try:
-        if server.scheme == "http":
-            await loop.create_connection(lambda: connection, sock=found)
-            return
-        context = tls_context(server)
-        await wait(
-            loop.create_connection(lambda: connection, sock=found, ssl=context, server_hostname=server.host), due
-        )
-    except LateError as error:
-        raise handshake_timeout() from error
-    except (OSError, ValueError) as error:
-        raise AttemptFailed(failure_of(error, CONNECT)) from error

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncGenerator, Callable
-from weakref import WeakKeyDictionary
+from contextlib import suppress
+from threading import Lock
 
 from aicortex._aio import aside
-from aicortex._aio.connection import READ_SIZE, Connection, Opening
+from aicortex._aio.connection import READ_SIZE, Connection
 from aicortex._core.failover import AttemptFailed
 from aicortex._core.server import EMBEDDED, Server
 from aicortex._sync.pool import IDLE_PER_SERVER, located
@@ -43,12 +44,12 @@ class Pool:
             connection.close()
         return None
 
-    async def acquire(self, server: Server, *, due: float, opening: Opening, fresh: bool = False) -> Connection:
+    async def acquire(self, server: Server, *, due: float, fresh: bool = False) -> Connection:
         """Return a connection that is ready for a request, kept or new; raises AttemptFailed."""
         found = None if fresh else await self._kept(server)
         if found is not None:
             return found
-        return await Connection.open(server, due=due, opening=opening, buffer=self._buffer, among=self._open)
+        return await Connection.open(server, due=due, buffer=self._buffer, among=self._open)
 
     def release(self, server: Server, connection: Connection) -> None:
         """Keep a connection whose response is over, or close it."""
@@ -78,28 +79,34 @@ class Pool:
 
 
 class Pools:
-    """A pool for each event loop that asks."""
+    """A pool for each event loop that asks; loops may run in several threads."""
 
     def __init__(self) -> None:
-        self._by_loop: WeakKeyDictionary[AbstractEventLoop, Pool] = WeakKeyDictionary()
+        self._by_loop: dict[AbstractEventLoop, Pool] = {}
+        self._lock = Lock()
 
     async def of_loop(self) -> Pool:
         """Return the pool of the running event loop."""
         loop = get_running_loop()
         pool = self._by_loop.get(loop)
         if pool is None:
-            for other in [other for other in self._by_loop if other.is_closed()]:
-                del self._by_loop[other]  # its connections hold on to it
-            pool = self._by_loop[loop] = Pool()
+            pool = Pool()
+            with self._lock:
+                ended = [other for other in self._by_loop if other.is_closed()]
+                for other in ended:
+                    del self._by_loop[other]
+                self._by_loop[loop] = pool
             pool.guard = _closed_at_the_end(pool)
             await anext(pool.guard)
         return pool
 
     def close(self) -> None:
-        """Close the idle connections of every loop that has not ended."""
-        for loop, pool in self._by_loop.items():
-            if not loop.is_closed():
-                pool.close()
+        """Close the idle connections of every loop."""
+        with self._lock:
+            pools = list(self._by_loop.items())
+        for loop, pool in pools:
+            with suppress(RuntimeError):  # it was closed, and its connections with it
+                loop.call_soon_threadsafe(pool.close)
 
 
 POOLS = Pools()
@@ -114,12 +121,12 @@ async def _closed_at_the_end(pool: Pool) -> AsyncGenerator[None, None]:
 
 
 async def reach(
-    pool: Pool, server: Server, due: Callable[[], float], *, opening: Opening, fresh: bool = False
+    pool: Pool, server: Server, due: Callable[[], float], *, fresh: bool = False
 ) -> tuple[Server, Connection]:
     """Return where a server is and a connection to it; raises AttemptFailed. See `_sync.pool.reach`."""
     place = await _located(server)
     try:
-        return place, await pool.acquire(place, due=due(), opening=opening, fresh=fresh)
+        return place, await pool.acquire(place, due=due(), fresh=fresh)
     except AttemptFailed as error:
         if server.scheme != EMBEDDED or error.failure.kind != "refused":
             raise
@@ -127,7 +134,7 @@ async def reach(
 
     await aside.do(("discard", place.port), lambda: discard(place.port))
     place = await _located(server)
-    return place, await pool.acquire(place, due=due(), opening=opening)
+    return place, await pool.acquire(place, due=due())
 
 
 async def _located(server: Server) -> Server:

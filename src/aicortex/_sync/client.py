@@ -155,8 +155,8 @@ class Exchange(Links[Connection]):
             self._opening.clear()
             if self._is_cancelled:
                 return
-            request, due = step.request, self.answer.failover.first_token_due(perf_counter())
-            response = connection.send(request.method, request.path, place, request.body, due=due)
+            request = step.request
+            response = connection.send(request.method, request.path, place, request.body, due=self._send_due(step))
         except AttemptFailed as error:
             self._drop_claim()
             self._failed(step, link, error.failure)

@@ -12,6 +12,8 @@ import os
 import sys
 from functools import lru_cache
 
+from aicortex.warn import warn
+
 DATA_VARIABLE = "AICORTEX_DATA_DIR"
 CONFIG_VARIABLE = "AICORTEX_CONFIG"
 CONFIG_NAME = "aicortex.toml"
@@ -91,10 +93,7 @@ def _is_own(path: str) -> bool:
         return False
     if sys.platform == "win32" or owner in (os.getuid(), 0):
         return True
-    import warnings
-
-    words = f"{path} belongs to another user and is not read; name it in {CONFIG_VARIABLE} if you trust it"
-    warnings.warn(words, RuntimeWarning, stacklevel=2)
+    warn(f"{path} belongs to another user and is not read; name it in {CONFIG_VARIABLE} if you trust it")
     return False
 
 

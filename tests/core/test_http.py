@@ -35,10 +35,18 @@ def parsed_by_h11(data: bytes) -> tuple[int, bytes]:
 
 
 def fed(*pieces: bytes) -> Response:
-    response = Response()
+    """Return a response fed piece by piece, which is no other than one that is given all pieces at once."""
+    response, at_once = Response(), Response()
     for piece in pieces:
         response.take([piece])
+    at_once.take_all(pieces)
+    assert state_of(at_once) == state_of(response)
     return response
+
+
+def state_of(response: Response) -> list[object]:
+    names = ("status", "headers", "body", "eof", "fault", "heads", "tails", "head_bytes", "ended", "reusable")
+    return [getattr(response, name) for name in names]
 
 
 @pytest.mark.parametrize("data", ALL)
@@ -145,6 +153,9 @@ def test_the_body_before_a_fault_is_kept() -> None:
 def test_the_head_is_bounded() -> None:
     """A head without an end is refused after 64 KB."""
     response = Response()
+    at_once = Response()
+    at_once.take_all([b"HTTP/1.1 200 OK\r\n", *[b"X-Filler: " + b"x" * 1000 + b"\r\n"] * 70])
+    assert "longer than" in (at_once.fault or "")
     response.take([b"HTTP/1.1 200 OK\r\n"])
     while not response.ended:
         response.take([b"X-Filler: " + b"x" * 1000 + b"\r\n"])

@@ -86,16 +86,15 @@ class Exchange(Links[Connection]):
 
     async def pump(self, position: int) -> bool:
         """Wait until the log is longer than `position`; returns False when the answer is over before that."""
-        if self._loop is not get_running_loop() and not self._is_cancelled:
-            raise RuntimeError("this AsyncStream belongs to another event loop: read it where achat was awaited")
         answer = self.answer
         log = answer.log
-        self._join()
+        if self._reader is None or self._reader() is not current_task():
+            self._join()
         while len(log) <= position:
             if self._is_driven:
                 await self._follow()
                 continue
-            if answer.outcome is not None:
+            if not answer.steady and answer.outcome is not None:
                 break
             self._is_driven = True
             try:
@@ -110,8 +109,9 @@ class Exchange(Links[Connection]):
                 raise
             finally:
                 self._is_driven = False
-                self._wake_followers()
-        if answer.outcome is not None:
+                if self._followers:
+                    self._wake_followers()
+        if not answer.steady and answer.outcome is not None:
             self._release_readers()
             self._share()
         return len(log) > position
@@ -121,7 +121,7 @@ class Exchange(Links[Connection]):
         watch, self._watch = self._watch, None
         attempts = self.answer.attempts
         if watch is not None and watch.may_wait(attempts):
-            Thread(target=watch.over, args=(attempts,), daemon=True).start()
+            Thread(target=watch.over, args=(attempts,)).start()  # no daemon: a program that ends now still tells others
         elif watch is not None:
             watch.over(attempts)
 
@@ -137,8 +137,10 @@ class Exchange(Links[Connection]):
 
     def _join(self) -> None:
         """Take note that the running task reads, so that another one's end does not end the answer."""
+        if self._loop is not get_running_loop() and not self._is_cancelled:
+            raise RuntimeError("this AsyncStream belongs to another event loop: read it where achat was awaited")
         task = current_task()
-        if task is not None and (self._reader is None or self._reader() is not task):
+        if task is not None:
             self._reader = ref(task)
             known = [reader() for reader in self._readers]
             alive = [each for each in known if each is not None and each is not task and not each.done()]
@@ -309,10 +311,12 @@ class Exchange(Links[Connection]):
     def _take(self) -> bool:
         """Tell the answer what has come on one of its connections; returns whether anything has."""
         for link in self._links:
-            response = link.connection.response
+            connection = link.connection
+            if not connection.has_news:
+                continue
+            response = connection.response
             try:
-                if not link.connection.take():
-                    continue
+                connection.take()
             except AttemptFailed as error:
                 self._failed(response, link, error.failure)
             else:

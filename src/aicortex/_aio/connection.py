@@ -55,10 +55,10 @@ MOST_UNREAD = 256 * 1024  # bytes that may wait for a reader; the server waits t
 class Connection(BufferedProtocol):
     """A connection that carries one request at a time.
 
-    What comes is collected until `take`; whoever waits for it puts a future into `waiter`, which is set once. `reused`
-    says whether the connection was kept from another request. All connections of a loop read into one `buffer`, for
-    `READ_SIZE` bytes: with a plain Protocol asyncio makes a new one of 256 KB for each read, which takes 10 us of 18 at
-    a thousand slow streams.
+    What comes is collected until `take`, and `has_news` says that something has; whoever waits puts a future into
+    `waiter`, which is set once. `reused` says whether the connection was kept from another request. All connections of
+    a loop read into one `buffer`, for `READ_SIZE` bytes: with a plain Protocol asyncio makes a new one of 256 KB for
+    each read, which takes 10 us of 18 at a thousand slow streams.
     """
 
     __slots__ = (
@@ -72,6 +72,7 @@ class Connection(BufferedProtocol):
         "_transport",
         "_unread",
         "_way",
+        "has_news",
         "response",
         "reused",
         "waiter",
@@ -80,6 +81,7 @@ class Connection(BufferedProtocol):
     def __init__(self, buffer: memoryview, among: set[Connection]) -> None:
         self.response = Response()
         self.reused = False
+        self.has_news = False
         self._buffer = buffer
         self._among = among
         self.waiter: Future[bool] | None = None
@@ -182,31 +184,27 @@ class Connection(BufferedProtocol):
 
         Raises AttemptFailed when the connection broke, once everything before that was taken.
         """
-        inbox = self._inbox
-        if inbox:
+        if self._inbox:
             self._feed()
-            self._unread = 0
             if self._is_paused:
                 self._is_paused = False
                 if self._transport is not None:
                     self._transport.resume_reading()
+            self.has_news = self._error is not None
             return True
-        if self._error is not None and not self.response.eof:
-            error, self._error = self._error, None
-            if is_tls_error(error) and "EOF" in str(error).upper():
-                self.response.eof = True  # closed without TLS's goodbye; whether the answer is whole, the core knows
-                return True
-            raise AttemptFailed(failure_of(error, "")) from error
-        return False
+        self.has_news = False
+        error, self._error = self._error, None
+        if error is None or self.response.eof:
+            return False
+        if is_tls_error(error) and "EOF" in str(error).upper():
+            self.response.eof = True  # closed without TLS's goodbye; whether the answer is whole, the core knows
+            return True
+        raise AttemptFailed(failure_of(error, "")) from error
 
     def _feed(self) -> None:
-        inbox, response = self._inbox, self.response
-        while inbox:
-            if inbox[0]:
-                response.take(inbox)
-            else:
-                response.eof = True
-                inbox.clear()
+        self.response.take_all(self._inbox)
+        self._inbox.clear()
+        self._unread = 0
 
     async def is_ready(self) -> bool:
         """Whether another request may be sent: the last response is whole and the server has not hung up.
@@ -243,6 +241,7 @@ class Connection(BufferedProtocol):
     def _drop(self) -> None:
         self._inbox.clear()
         self._unread = 0
+        self.has_news = False
 
     def connection_made(self, transport: Any) -> None:  # Any: asyncio's own type here is too wide
         """Keep the transport: asyncio calls this."""
@@ -256,6 +255,7 @@ class Connection(BufferedProtocol):
     def buffer_updated(self, count: int) -> None:
         """Collect what has come: asyncio calls this."""
         self._inbox.append(bytes(self._buffer[:count]))
+        self.has_news = True
         self._unread += count
         if self._unread > MOST_UNREAD and not self._is_paused and self._transport is not None:
             self._is_paused = True
@@ -283,7 +283,7 @@ class Connection(BufferedProtocol):
 
     def _end(self, error: Exception | None) -> None:
         if not self._is_lost:
-            self._is_lost = True
+            self._is_lost = self.has_news = True
             self._error = error
             if error is None:
                 self._inbox.append(b"")

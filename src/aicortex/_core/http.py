@@ -7,7 +7,7 @@ bytecode, so a KeyboardInterrupt cannot fall between taking bytes in and keeping
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import length_hint
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -85,9 +85,27 @@ class Response:
         except (HttpParserError, HttpParserUpgrade) as error:
             self.refuse(error)
         if size:
-            self.head_bytes += size
-            if self.head_bytes > MAX_HEAD_BYTES and not self.heads:
-                self.fault = f"the response's head is longer than {MAX_HEAD_BYTES // 1024} KB"
+            self._count_head(size)
+
+    def take_all(self, pieces: Sequence[bytes | bytearray]) -> None:
+        """Parse some pieces; `b""` means that the connection ended. As `take`, where no interrupt can fall between."""
+        is_counted = not self.heads
+        for piece in pieces:
+            if not piece:
+                self.eof = True
+                continue
+            try:
+                self.feed(piece)
+            except (HttpParserError, HttpParserUpgrade) as error:
+                self.refuse(error)
+            if is_counted:
+                self._count_head(len(piece))
+                is_counted = not self.heads
+
+    def _count_head(self, size: int) -> None:
+        self.head_bytes += size
+        if self.head_bytes > MAX_HEAD_BYTES and not self.heads:
+            self.fault = f"the response's head is longer than {MAX_HEAD_BYTES // 1024} KB"
 
     def refuse(self, error: Exception) -> None:
         """Remember that what came is not HTTP."""

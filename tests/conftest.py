@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from tests.colours import Chat, Portal
 
 from aicortex.testing import Exchange, FakeServer, Reply
 
@@ -55,7 +56,7 @@ def _nothing_known_yet(
     _clean_environment.setenv("XDG_CONFIG_HOME", str(_own_folder / "config"))
     yield
     modules = {name: sys.modules.get(f"aicortex.{name}") for name in ("fleet", "planning", "board", "in_flight")}
-    pool, client = sys.modules.get("aicortex._sync.pool"), sys.modules.get("aicortex._sync.client")
+    pool, links = sys.modules.get("aicortex._sync.pool"), sys.modules.get("aicortex.links")
     names = sys.modules.get("aicortex._sync.names")
     if modules["fleet"] is not None:
         modules["fleet"]._alive.clear()
@@ -71,9 +72,21 @@ def _nothing_known_yet(
         names._known.clear()
     if pool is not None:
         pool.POOL.clear()
-    if client is not None:
-        client.MEMORY.clear()
-        client.BUDGET.__init__()
+    if links is not None:
+        links.MEMORY.clear()
+        links.BUDGET.__init__()
+
+
+@pytest.fixture(params=["sync", "async"])
+def chat(request: pytest.FixtureRequest) -> Iterator[Chat]:
+    """`chat`, then `achat` for a thread that blocks: a test that takes this holds in both colours."""
+    if request.param == "sync":
+        from aicortex import chat
+
+        yield chat
+        return
+    with Portal() as portal:
+        yield portal.chat
 
 
 @pytest.fixture

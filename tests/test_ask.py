@@ -1,4 +1,4 @@
-"""The arguments of chat: what is sent, and what is refused before anything is."""
+"""The arguments of chat and achat: what is sent, and what is refused before anything is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.colours import Chat
 
-from aicortex import ModelNotFoundError, RequestRejectedError, StreamInterruptedError, chat
-from aicortex._core.hedging import Budget
+from aicortex import ModelNotFoundError, RequestRejectedError, StreamInterruptedError
 from aicortex.testing import Answer, Close, FakeServer, Hang, Status, split_tokens
 
 PNG = base64.b64decode(
@@ -19,7 +19,7 @@ TOOL: dict[str, Any] = {"type": "function", "function": {"name": "add", "paramet
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
-def sent(prompt: str | None = "Hi", **arguments: Any) -> dict[str, Any]:
+def sent(chat: Chat, prompt: str | None = "Hi", **arguments: Any) -> dict[str, Any]:
     with FakeServer(answer="Hello.") as server:
         assert chat(prompt, servers=server.url, **arguments) == "Hello."
         body = server.requests[-1].json
@@ -27,15 +27,16 @@ def sent(prompt: str | None = "Hi", **arguments: Any) -> dict[str, Any]:
     return body
 
 
-def test_the_least_that_is_sent() -> None:
+def test_the_least_that_is_sent(chat: Chat) -> None:
     """A prompt alone sends model, message and stream, and no option nobody asked for."""
     expected = {"model": "fake:latest", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
-    assert sent() == expected
+    assert sent(chat) == expected
 
 
-def test_everything_that_can_be_sent() -> None:
+def test_everything_that_can_be_sent(chat: Chat) -> None:
     """Each argument lands where Ollama looks for it."""
     body = sent(
+        chat,
         "And now?",
         model="fake",
         messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}],
@@ -67,32 +68,32 @@ def test_everything_that_can_be_sent() -> None:
 
 
 @pytest.mark.parametrize("shape", ["json", SCHEMA])
-def test_tools_and_format_are_passed_through(shape: str | dict[str, Any]) -> None:
+def test_tools_and_format_are_passed_through(chat: Chat, shape: str | dict[str, Any]) -> None:
     """Schemas reach the server as they are, and an empty list of tools is none."""
-    body = sent(tools=(TOOL,), format=shape)
+    body = sent(chat, tools=(TOOL,), format=shape)
     assert (body["tools"], body["format"]) == ([TOOL], shape)
-    assert "tools" not in sent(tools=[])
+    assert "tools" not in sent(chat, tools=[])
 
 
-def test_what_is_the_clients_own_is_not_sent() -> None:
+def test_what_is_the_clients_own_is_not_sent(chat: Chat) -> None:
     """How to go on, when to ask a second server and how slow is too slow are nothing a server needs to know."""
-    body = sent(resume="continue", hedge_after=5, min_tokens_per_second=0.5)
+    body = sent(chat, resume="continue", hedge_after=5, min_tokens_per_second=0.5)
     assert set(body) == {"model", "messages", "stream"}
 
 
-def test_images_go_with_the_last_user_message(tmp_path: Path) -> None:
+def test_images_go_with_the_last_user_message(chat: Chat, tmp_path: Path) -> None:
     """Paths, bytes and data URLs all become base64."""
     file = tmp_path / "dot.png"
     file.write_bytes(PNG)
     encoded = base64.b64encode(PNG).decode()
-    body = sent(images=[file, str(file), PNG, f"data:image/png;base64,{encoded}"])
+    body = sent(chat, images=[file, str(file), PNG, f"data:image/png;base64,{encoded}"])
     assert body["messages"][0]["images"] == [encoded] * 4
 
 
-def test_the_callers_messages_are_not_changed() -> None:
+def test_the_callers_messages_are_not_changed(chat: Chat) -> None:
     """What the caller passed is read and never written."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "Look"}]
-    sent(None, messages=messages, images=[PNG])
+    sent(chat, None, messages=messages, images=[PNG])
     assert messages == [{"role": "user", "content": "Look"}]
 
 
@@ -167,7 +168,7 @@ def test_the_callers_messages_are_not_changed() -> None:
         ({"servers": ["ftp://box"]}, "no server address"),
     ],
 )
-def test_wrong_arguments_raise_in_chat(arguments: dict[str, Any], words: str) -> None:
+def test_wrong_arguments_raise_in_chat(chat: Chat, arguments: dict[str, Any], words: str) -> None:
     """C1: a mistake of the caller is a ValueError with what to write, and no request is made."""
     with FakeServer() as server:
         call = {"prompt": "Hi", "servers": [server.url], "stream": True} | arguments
@@ -177,13 +178,13 @@ def test_wrong_arguments_raise_in_chat(arguments: dict[str, Any], words: str) ->
         assert server.requests == []
 
 
-def test_unknown_arguments_raise() -> None:
+def test_unknown_arguments_raise(chat: Chat) -> None:
     """A misspelt argument is not ignored."""
     with pytest.raises(TypeError, match="temprature"):
-        chat("Hi", temprature=0.5)  # type: ignore[call-overload]
+        chat("Hi", temprature=0.5)
 
 
-def test_an_unknown_model_raises_in_chat_with_close_matches() -> None:
+def test_an_unknown_model_raises_in_chat_with_close_matches(chat: Chat) -> None:
     """C1: ModelNotFoundError is a ValueError of chat itself and names what looks like it."""
     with FakeServer(models=("llama3.2:3b", "qwen3:8b")) as server:
         with pytest.raises(ModelNotFoundError, match=r"did you mean 'llama3\.2:3b'") as caught:
@@ -194,13 +195,13 @@ def test_an_unknown_model_raises_in_chat_with_close_matches() -> None:
     assert caught.value.available == ["llama3.2:3b", "qwen3:8b"]
 
 
-def test_a_fleet_without_models_says_what_to_do() -> None:
+def test_a_fleet_without_models_says_what_to_do(chat: Chat) -> None:
     """A fresh Ollama has nothing to answer with."""
     with FakeServer(models=()) as server, pytest.raises(ModelNotFoundError, match="ollama pull"):
         chat("Hi", servers=[server.url])
 
 
-def test_without_stream_errors_are_raised_by_chat() -> None:
+def test_without_stream_errors_are_raised_by_chat(chat: Chat) -> None:
     """The plain call raises what the stream would."""
     with FakeServer(Answer("one two three").then(Close(), after_tokens=2)) as server:
         with pytest.raises(StreamInterruptedError) as caught:
@@ -234,7 +235,7 @@ BREAKING = Answer(ANSWER).then(Close(), after_tokens=2)
     ],
 )
 def test_whether_answers_are_continued(
-    setting: str | None, argument: Any, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+    chat: Chat, setting: str | None, argument: Any, goes_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AICORTEX_RESUME holds where a call does not say, and the default is to go on."""
     if setting is not None:
@@ -249,7 +250,7 @@ def test_whether_answers_are_continued(
     assert caught.value.partial == "".join(split_tokens(ANSWER)[:2])
 
 
-def test_a_wrong_setting_is_told_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_setting_is_told_with_its_name(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """C1: a mistake in the environment is a ValueError that names the variable, before any request."""
     monkeypatch.setenv("AICORTEX_RESUME", "always")
     with FakeServer() as server, pytest.raises(ValueError, match=r"^AICORTEX_RESUME: resume must be 'continue' or"):
@@ -257,9 +258,8 @@ def test_a_wrong_setting_is_told_with_its_name(monkeypatch: pytest.MonkeyPatch) 
     assert server.requests == []
 
 
-def test_hedge_after_nothing_asks_two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hedge_after_nothing_asks_two_at_once(chat: Chat) -> None:
     """hedge_after=0 is allowed: the second server is asked as soon as nothing of the first one is there."""
-    monkeypatch.setattr("aicortex._sync.client.BUDGET", Budget())  # that of the process has a past
     with FakeServer(Hang()) as one, FakeServer(answer=ANSWER) as two:
         assert chat("Hi", servers=[one.url, two.url], hedge_after=0) == ANSWER
         assert one.wait_for_disconnect(1)

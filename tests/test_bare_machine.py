@@ -11,8 +11,9 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from tests.colours import Chat
 
-from aicortex import StreamInterruptedError, chat, embedded, list_model_servers, models
+from aicortex import StreamInterruptedError, embedded, list_model_servers, models
 
 LONG = "Write a long story about a river."
 USER = """
@@ -42,10 +43,10 @@ def wait_until_gone(pid: int, seconds: float = 5.0) -> bool:
 @pytest.fixture(autouse=True)
 def _nothing_listens(weights_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights_path.exists()
-    monkeypatch.setattr("aicortex.fleet._answers", lambda _: False)  # a developer may have an Ollama
+    monkeypatch.setattr("aicortex.fleet._is_alive", lambda _: False)  # a developer may have an Ollama
 
 
-def test_chat_answers_and_says_who_did() -> None:
+def test_chat_answers_and_says_who_did(chat: Chat) -> None:
     """Without any server the embedded engine answers, with its own name for model and server."""
     result = chat("What is the capital of France?", stream=True, temperature=0, max_tokens=40).result
     assert "Paris" in result.text
@@ -61,7 +62,7 @@ def kill_the_engine() -> int:
     return pid
 
 
-def test_the_engine_killed_in_mid_answer() -> None:
+def test_the_engine_killed_in_mid_answer(chat: Chat) -> None:
     """kill -9 of the engine: it is started again and goes on, and a greedy answer is the same to the byte."""
     asked: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
     uninterrupted = chat(LONG, **asked)
@@ -77,7 +78,7 @@ def test_the_engine_killed_in_mid_answer() -> None:
     assert wait_until_gone(pid)
 
 
-def test_the_engine_killed_and_nobody_wants_it_to_go_on() -> None:
+def test_the_engine_killed_and_nobody_wants_it_to_go_on(chat: Chat) -> None:
     """With resume="never" what came is kept, the error is clear, and the next question is answered."""
     stream = chat(LONG, stream=True, resume="never")
     words = stream.tokens()

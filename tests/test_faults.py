@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.colours import Chat
 
-from aicortex import AllServersFailedError, StreamEvent, StreamInterruptedError, chat
+from aicortex import AllServersFailedError, StreamEvent, StreamInterruptedError
 from aicortex.testing import (
     Answer,
     Close,
@@ -61,7 +62,7 @@ def check(events: list[StreamEvent], text: str) -> None:
 
 @pytest.mark.parametrize("phase", ["before headers", "before the first token"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_before_the_first_token_the_answer_is_whole(fault: str, phase: str) -> None:
+def test_before_the_first_token_the_answer_is_whole(chat: Chat, fault: str, phase: str) -> None:
     """Two of three servers fail in any way: the third gives the whole answer, once, and both failures are told."""
     reply, kinds = FAULTS[fault]
     bad = broken(reply, PHASES[phase])
@@ -115,7 +116,7 @@ def check_whole(events: list[StreamEvent], broke: list[str]) -> None:
 
 @pytest.mark.parametrize("again", ["five tokens further", "at once"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_after_five_tokens_the_others_go_on(fault: str, again: str) -> None:
+def test_after_five_tokens_the_others_go_on(chat: Chat, fault: str, again: str) -> None:
     """Two of three servers break in mid-answer in any way: the answer is whole to the byte, and the seams are told."""
     reply, kinds = FAULTS[fault]
     second = broken(reply, 5 if again != "at once" else None)
@@ -125,7 +126,7 @@ def test_after_five_tokens_the_others_go_on(fault: str, again: str) -> None:
         FakeServer(answer=TEXT) as three,
     ):
         limits = {"stall_timeout": 0.3, "first_token_timeout": 0.3}
-        stream = chat("How?", stream=True, servers=[one.url, two.url, three.url], **limits)  # type: ignore[call-overload]
+        stream = chat("How?", stream=True, servers=[one.url, two.url, three.url], **limits)
         events = list(stream)
     check_whole(events, [one.url, two.url])
     errors = [event.meta or {} for event in events if event.type == "error"]
@@ -142,7 +143,7 @@ def test_after_five_tokens_the_others_go_on(fault: str, again: str) -> None:
 
 @pytest.mark.parametrize("fault", ["reset", "in-band", "clean eof", "garbage"])
 @pytest.mark.parametrize("rung", ["prefill", "replay"])
-def test_every_other_way_on_is_as_exact(rung: str, fault: str) -> None:
+def test_every_other_way_on_is_as_exact(chat: Chat, rung: str, fault: str) -> None:
     """Where the prompt cannot be continued raw, prefill and replay give the same answer to the byte."""
     reply, _ = FAULTS[fault]
     second = Answer(TEXT).then(reply, after_tokens=3 if rung == "prefill" else 8)
@@ -153,13 +154,13 @@ def test_every_other_way_on_is_as_exact(rung: str, fault: str) -> None:
         FakeServer(second, answer=TEXT, **kind) as two,  # type: ignore[arg-type]
         FakeServer(answer=TEXT, **kind) as three,  # type: ignore[arg-type]
     ):
-        stream = chat("How?", stream=True, servers=[one.url, two.url, three.url], **asked)  # type: ignore[call-overload]
+        stream = chat("How?", stream=True, servers=[one.url, two.url, three.url], **asked)
         events = list(stream)
     check_whole(events, [one.url, two.url])
     assert seams(events) == [(two.url, rung, characters(5)), (three.url, rung, characters(8))]
 
 
-def test_a_server_that_refuses_raw_prompts_is_given_the_beginning() -> None:
+def test_a_server_that_refuses_raw_prompts_is_given_the_beginning(chat: Chat) -> None:
     """Where /api/generate is forbidden, the server goes on from the beginning of the answer as its last message."""
     forbidden = {"/api/generate": Status(403)}
     with (
@@ -173,7 +174,7 @@ def test_a_server_that_refuses_raw_prompts_is_given_the_beginning() -> None:
 
 
 @pytest.mark.parametrize("fault", ["reset", "in-band", "clean eof", "garbage"])
-def test_an_answer_that_broke_while_thinking_begins_again(fault: str) -> None:
+def test_an_answer_that_broke_while_thinking_begins_again(chat: Chat, fault: str) -> None:
     """Nothing but thinking was delivered: the next server thinks anew, and only its thinking counts."""
     reply, _ = FAULTS[fault]
     whole = Answer(TEXT, thinking=THOUGHT)
@@ -187,7 +188,7 @@ def test_an_answer_that_broke_while_thinking_begins_again(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_without_resuming_the_stream_is_interrupted(fault: str) -> None:
+def test_without_resuming_the_stream_is_interrupted(chat: Chat, fault: str) -> None:
     """With resume="never" a failure after text was delivered ends the stream, repeats nothing and names the server."""
     reply, kinds = FAULTS[fault]
     with FakeServer(broken(reply, 5), answer=TEXT) as one, FakeServer(answer=TEXT) as two, FakeServer() as three:
@@ -216,12 +217,12 @@ def test_without_resuming_the_stream_is_interrupted(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_when_all_fail_the_error_names_all(fault: str) -> None:
+def test_when_all_fail_the_error_names_all(chat: Chat, fault: str) -> None:
     """With nobody left, AllServersFailedError is raised from iteration, never from chat."""
     reply, _ = FAULTS[fault]
     with FakeServer(reply, reply, reply) as one, FakeServer(reply, reply, reply) as two:
         limits = {"first_token_timeout": 0.3, "connect_timeout": 1.0}
-        stream = chat("How?", stream=True, servers=[one.url, two.url], **limits)  # type: ignore[call-overload]
+        stream = chat("How?", stream=True, servers=[one.url, two.url], **limits)
         with pytest.raises(AllServersFailedError, match=r"^All servers failed") as caught:
             list(stream)
     assert {attempt.server for attempt in caught.value.attempts} == {one.url, two.url}
@@ -230,7 +231,7 @@ def test_when_all_fail_the_error_names_all(fault: str) -> None:
     assert not isinstance(caught.value, StreamInterruptedError)
 
 
-def test_refused_from_the_beginning() -> None:
+def test_refused_from_the_beginning(chat: Chat) -> None:
     """Servers that are not there at all cost nothing but their error events."""
     with FakeServer(answer=TEXT) as gone, FakeServer(answer=TEXT) as here:
         gone.refuse()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import pytest
+from tests.colours import Chat
 
-from aicortex import AllServersFailedError, Server, chat, list_model_servers, models, planning
+from aicortex import AllServersFailedError, Server, list_model_servers, models, planning
 from aicortex._core.failover import Failure
 from aicortex.catalogue import list_models, list_servers
 from aicortex.fleet import find_servers
@@ -41,7 +42,7 @@ def test_a_bad_environment_names_its_variable(monkeypatch: pytest.MonkeyPatch) -
         find_servers()
 
 
-def test_the_local_ollama_is_used_if_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_local_ollama_is_used_if_it_answers(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """OLLAMA_HOST goes before the embedded engine while something answers there, with its key."""
     monkeypatch.setenv("OLLAMA_API_KEY", "key-1234")
     with FakeServer(require={"Authorization": "Bearer key-1234"}) as server:
@@ -119,21 +120,21 @@ def test_tables_of_models_and_servers() -> None:
     assert (bad["answers"], bad["version"]) == (False, None)
 
 
-def test_the_server_that_has_the_model_is_asked() -> None:
+def test_the_server_that_has_the_model_is_asked(chat: Chat) -> None:
     """A server without the model is not asked for it while another has it."""
     with FakeServer(models=("a:1",)) as one, FakeServer(models=("b:1",), answer="from two") as two:
         assert chat("Hi", model="b:1", servers=[one.url, two.url]) == "from two"
         assert not any(request.path == "/api/chat" for request in one.requests)
 
 
-def test_the_order_of_the_servers_is_kept() -> None:
+def test_the_order_of_the_servers_is_kept(chat: Chat) -> None:
     """Best first: that another server was asked before does not put it in front."""
     with FakeServer(answer="from one") as one, FakeServer(answer="from two") as two:
         assert chat("Hi", model="fake", servers=[two.url]) == "from two"
         assert chat("Hi", model="fake", servers=[one.url, two.url]) == "from one"
 
 
-def test_a_slow_server_that_answered_at_last_is_first_again() -> None:
+def test_a_slow_server_that_answered_at_last_is_first_again(chat: Chat) -> None:
     """What a server says after nobody waited any more counts the next time."""
     slow = Status(200, {"models": [{"name": "fake:latest"}]})
     with (
@@ -164,7 +165,7 @@ def _failed(server: Server) -> bool:
     return isinstance(planning._known[server][1], Failure)
 
 
-def test_what_servers_have_is_asked_once() -> None:
+def test_what_servers_have_is_asked_once(chat: Chat) -> None:
     """A second question needs no second list of models, with or without a name."""
     with FakeServer() as one, FakeServer() as two:
         for model in ("fake", None, "fake", None):
@@ -182,7 +183,7 @@ def test_a_port_that_speaks_no_http_says_so() -> None:
         models(servers=[server.url])
 
 
-def test_without_a_name_a_model_of_the_fleet_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_name_a_model_of_the_fleet_is_used(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """AICORTEX_MODEL, else the first model there is."""
     with FakeServer(models=()) as one, FakeServer(models=("b:1", "c:1")) as two:
         urls = [one.url, two.url]
@@ -191,7 +192,7 @@ def test_without_a_name_a_model_of_the_fleet_is_used(monkeypatch: pytest.MonkeyP
         assert chat("Hi", stream=True, servers=urls).result.model == "c:1"
 
 
-def test_a_model_pulled_since_is_found() -> None:
+def test_a_model_pulled_since_is_found(chat: Chat) -> None:
     """What a server had a moment ago is not held against it."""
     with FakeServer(models=("a:1",)) as server:
         assert chat("Hi", servers=[server.url])
@@ -199,7 +200,7 @@ def test_a_model_pulled_since_is_found() -> None:
             assert chat("Hi", model="b:1", servers=[server.url, other.url])
 
 
-def test_a_silent_server_does_not_keep_the_others_waiting() -> None:
+def test_a_silent_server_does_not_keep_the_others_waiting(chat: Chat) -> None:
     """Once one server has the model, those that hang get a moment and no more."""
     with FakeServer(everything=Hang()) as one, FakeServer(answer="here") as two:
         began = perf_counter()
@@ -207,7 +208,7 @@ def test_a_silent_server_does_not_keep_the_others_waiting() -> None:
         assert perf_counter() - began < 2
 
 
-def test_nobody_says_which_models_there_are() -> None:
+def test_nobody_says_which_models_there_are(chat: Chat) -> None:
     """Without a model and without an answer, every server's failure is an event and an attempt."""
     with FakeServer(everything=Status(500, {"error": "broken"})) as one, FakeServer() as two:
         two.refuse()
@@ -218,13 +219,13 @@ def test_nobody_says_which_models_there_are() -> None:
     assert [event.type for event in stream.events] == ["start", "error", "error"]
 
 
-def test_a_named_model_is_asked_for_even_where_the_list_is_not_given() -> None:
+def test_a_named_model_is_asked_for_even_where_the_list_is_not_given(chat: Chat) -> None:
     """A proxy that hides /api/tags does not hide the model."""
     with FakeServer(answer="here", paths={"/api/tags": Status(404, "not here")}) as server:
         assert chat("Hi", model="fake:latest", servers=[server.url]) == "here"
 
 
-def test_many_threads_ask_at_once() -> None:
+def test_many_threads_ask_at_once(chat: Chat) -> None:
     """Fifty threads with one pool get fifty whole answers."""
     text = "one two three four five"
     with FakeServer(answer=Answer(text, delay=0.001)) as server:

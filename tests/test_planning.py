@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.colours import Chat
 
-from aicortex import CredentialError, RegistryError, Server, chat
+from aicortex import CredentialError, RegistryError, Server
 from aicortex.fleet import find_fleet
 from aicortex.planning import plan
 from aicortex.registry.credentials import entry_of
@@ -38,7 +39,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> Non
     monkeypatch.setenv("AICORTEX_CONFIG", str(path))
 
 
-def test_registered_servers_are_used_without_being_named() -> None:
+def test_registered_servers_are_used_without_being_named(chat: Chat) -> None:
     """What the registry knows is believed: nobody is asked for a list before the question itself."""
     with FakeServer(answer="one") as one:
         known(one)
@@ -46,7 +47,7 @@ def test_registered_servers_are_used_without_being_named() -> None:
         assert asked(one) == ["/api/chat"]
 
 
-def test_variables_and_arguments_go_before_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_and_arguments_go_before_the_registry(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is: the call, AICORTEX_SERVERS, the registry."""
     with FakeServer(answer="one") as one, FakeServer(answer="two") as two, FakeServer(answer="three") as three:
         known(one)
@@ -57,7 +58,7 @@ def test_variables_and_arguments_go_before_the_registry(monkeypatch: pytest.Monk
         assert chat("Hi") == "one"
 
 
-def test_a_registered_name_stands_for_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_name_stands_for_its_server(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name, or an address in any spelling, brings the key that the registry refers to."""
     monkeypatch.setenv("DESK_KEY", "sesame")
     with FakeServer(answer="one") as one, Registry() as registry:
@@ -67,7 +68,7 @@ def test_a_registered_name_stands_for_its_server(monkeypatch: pytest.MonkeyPatch
             assert one.requests[-1].headers["authorization"] == "Bearer sesame"
 
 
-def test_a_server_object_with_a_key_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_object_with_a_key_of_its_own_keeps_it(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the call says about a server goes before what the registry says."""
     monkeypatch.setenv("DESK_KEY", "sesame")
     with FakeServer(answer="one") as one, Registry() as registry:
@@ -76,7 +77,7 @@ def test_a_server_object_with_a_key_of_its_own_keeps_it(monkeypatch: pytest.Monk
         assert one.requests[-1].headers["authorization"] == "Bearer other"
 
 
-def test_a_missing_key_leaves_its_server_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_leaves_its_server_out(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others go on, with a warning that names the variable; when all lack theirs, that is the error."""
     with FakeServer(answer="one") as one, FakeServer(answer="two") as two, Registry() as registry:
         registry.add(entry_of(one.url, name="desk", api_key="env:DESK_KEY"))
@@ -93,7 +94,7 @@ def test_a_missing_key_leaves_its_server_out(monkeypatch: pytest.MonkeyPatch) ->
         assert {server.label for server in find_fleet().servers} == {one.url, two.url}
 
 
-def test_names_in_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_variable(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """AICORTEX_SERVERS takes names from the registry as the call does."""
     with FakeServer(answer="one") as one, Registry() as registry:
         registry.add(entry_of(one.url, name="desk"))
@@ -101,7 +102,7 @@ def test_names_in_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         assert chat("Hi") == "one"
 
 
-def test_a_registry_that_cannot_be_read_is_an_error_where_it_is_needed() -> None:
+def test_a_registry_that_cannot_be_read_is_an_error_where_it_is_needed(chat: Chat) -> None:
     """Falling back to another server than the registered ones would hide it."""
     Path(os.environ["AICORTEX_DATA_DIR"]).mkdir()
     Path(data_path()).write_bytes(b"no database at all" * 100)
@@ -109,14 +110,14 @@ def test_a_registry_that_cannot_be_read_is_an_error_where_it_is_needed() -> None
         chat("Hi")
 
 
-def test_what_was_pulled_since_the_refresh_is_found() -> None:
+def test_what_was_pulled_since_the_refresh_is_found(chat: Chat) -> None:
     """When nobody is known to have a model, all are asked again before it counts as missing."""
     with FakeServer(answer="one", models=["new"]) as one:
         known(one, model="old")
         assert chat("Hi", model="new") == "one"
 
 
-def test_a_draining_server_gets_no_new_requests() -> None:
+def test_a_draining_server_gets_no_new_requests(chat: Chat) -> None:
     """It stands last: only when no other one is left is it asked."""
     with FakeServer(answer="one") as one, FakeServer(answer="two") as two:
         known(one, two)
@@ -157,7 +158,9 @@ def test_those_that_have_the_model_go_before_the_others() -> None:
         ]
 
 
-def test_an_alias_means_another_model_on_each_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_alias_means_another_model_on_each_server(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """On each server the first of an alias's models that it has is asked, and the answer names it."""
     configure(monkeypatch, tmp_path, '[aliases]\nsmall = ["a:1b", "b:2b"]\n')
     with FakeServer(Status(500), models=["b:2b"]) as one, FakeServer(answer="two", models=["b:2b", "a:1b"]) as two:
@@ -167,7 +170,7 @@ def test_an_alias_means_another_model_on_each_server(monkeypatch: pytest.MonkeyP
 
 
 def test_an_alias_stays_what_it_is_when_an_answer_goes_on_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Rendering and continuing use the name of the model on the server that goes on."""
     from aicortex.testing import Answer, Reset
@@ -182,7 +185,7 @@ def test_an_alias_stays_what_it_is_when_an_answer_goes_on_elsewhere(
         assert {request.model for request in two.requests if request.method == "POST"} == {"a:1b"}
 
 
-def test_the_configuration_names_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_configuration_names_the_model(chat: Chat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`model` of aicortex.toml is used when neither call nor variable names one, and servers in it are used too."""
     with FakeServer(answer="one", models=["x", "y"]) as one:
         configure(monkeypatch, tmp_path, f'model = "y"\n[[servers]]\nurl = "{one.url}"\n')
@@ -216,13 +219,13 @@ def test_what_stands_for_a_conversation(
 
 
 @pytest.mark.parametrize("wrong", [{"routing": "best"}, {"session": " "}])
-def test_wrong_arguments(wrong: dict[str, str]) -> None:
+def test_wrong_arguments(chat: Chat, wrong: dict[str, str]) -> None:
     """A strategy that there is not, and a session without a name, are ValueErrors."""
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        chat("Hi", servers="desk", **wrong)  # type: ignore[call-overload]
+        chat("Hi", servers="desk", **wrong)
 
 
-def test_a_wrong_strategy_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_strategy_in_the_environment_is_named(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says which variable to correct."""
     monkeypatch.setenv("AICORTEX_ROUTING", "best")
     with FakeServer() as one, FakeServer() as two, pytest.raises(ValueError, match="AICORTEX_ROUTING: routing must be"):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+from tests.colours import Chat
 
-from aicortex import chat
 from aicortex.testing import Answer, FakeServer, Raw, Relay, Reset, Stall
 
 BODY = b'{"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}'
@@ -95,7 +95,7 @@ def test_without_a_fault_everything_passes_and_is_counted(server: FakeServer, re
     assert (relay.connections, relay.request_bytes, relay.response_bytes) == (2, 2 * len(REQUEST), 2 * len(DATA))
 
 
-def test_a_stream_passes() -> None:
+def test_a_stream_passes(chat: Chat) -> None:
     """`chat` reads a whole answer through a relay, over connections that are kept."""
     with FakeServer(answer="Rivers flow.") as server, Relay(f"{server.host}:{server.port}") as relay:
         assert [chat("Do they?", servers=[relay.url]) for _ in range(3)] == ["Rivers flow."] * 3
@@ -147,7 +147,7 @@ def test_without_a_server_the_connection_is_reset(relay: Relay, server: FakeServ
 
 
 @pytest.mark.parametrize(("reset", "end"), [(True, "reset"), (False, "closed")])
-def test_cut_ends_open_connections_and_spares_new_ones(reset: bool, end: str) -> None:
+def test_cut_ends_open_connections_and_spares_new_ones(chat: Chat, reset: bool, end: str) -> None:
     """Both sides of an open connection see its end at once; the next connection works."""
     with FakeServer(STALLING, answer="Fine.") as server, Relay(server.url) as relay, closing(ask(relay)) as client:
         assert client.recv(1) == b"H"
@@ -281,7 +281,7 @@ def test_a_slow_relay_loses_nothing(relay: Relay) -> None:
     assert answer_of(relay) == (DATA, "closed")
 
 
-def test_refuse_turns_new_connections_away_until_restore() -> None:
+def test_refuse_turns_new_connections_away_until_restore(chat: Chat) -> None:
     """Open connections live on, new ones are refused; afterwards the port is the same."""
     with FakeServer(STALLING, answer="Fine.") as server, Relay(server.url) as relay, closing(ask(relay)) as client:
         assert server.wait_until(lambda: server.active == 1)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from tests.colours import Ask, Chat
 
-from aicortex import Stream, StreamInterruptedError, board, chat
+from aicortex import Stream, StreamInterruptedError, board
 from aicortex.testing import (
     Answer,
     Close,
@@ -55,8 +56,14 @@ SHAPES = {
 }
 
 
-def ask(*servers: FakeServer, **arguments: Any) -> Stream:
-    return chat("Where?", stream=True, servers=[server.url for server in servers], **arguments)
+@pytest.fixture
+def ask(chat: Chat) -> Ask:
+    """Ask the given servers, in this order."""
+
+    def asking(*servers: FakeServer, **arguments: Any) -> Stream:
+        return chat("Where?", stream=True, servers=[server.url for server in servers], **arguments)
+
+    return asking
 
 
 def posted(server: FakeServer) -> list[Request]:
@@ -85,7 +92,7 @@ def partial_of(stream: Stream) -> str:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_greedy_answer_survives_a_server_that_does_not_go_on(shape: str) -> None:
+def test_a_greedy_answer_survives_a_server_that_does_not_go_on(ask: Ask, shape: str) -> None:
     """What begins anew is found out, and with temperature 0 the same server gives the right text by replay."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT, continuation=SHAPES[shape]) as two:
         stream = ask(one, two, temperature=0)
@@ -97,7 +104,7 @@ def test_a_greedy_answer_survives_a_server_that_does_not_go_on(shape: str) -> No
 
 @pytest.mark.parametrize("template", ["chatml", "prefill"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_sampled_answer_ends_honestly_where_nobody_goes_on(shape: str, template: str) -> None:
+def test_a_sampled_answer_ends_honestly_where_nobody_goes_on(ask: Ask, shape: str, template: str) -> None:
     """Without an exact way on there is an error with what is true of the answer, and never a wrong text."""
     with FakeServer(BREAKS) as one, FakeServer(continuation=SHAPES[shape], template=template) as two:
         stream = ask(one, two, first_token_timeout=0.5)
@@ -108,7 +115,7 @@ def test_a_sampled_answer_ends_honestly_where_nobody_goes_on(shape: str, templat
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_behind_a_server_that_does_not_go_on_comes_the_next(shape: str) -> None:
+def test_behind_a_server_that_does_not_go_on_comes_the_next(ask: Ask, shape: str) -> None:
     """A third server that goes on as asked makes the answer whole."""
     with (
         FakeServer(BREAKS) as one,
@@ -120,13 +127,13 @@ def test_behind_a_server_that_does_not_go_on_comes_the_next(shape: str) -> None:
         assert resumed(stream) == [(three.url, "raw", True)]
 
 
-def test_a_replay_that_differs_is_given_up() -> None:
+def test_a_replay_that_differs_is_given_up(ask: Ask) -> None:
     """An answer that comes out another way this time is not patched onto the first one."""
     with FakeServer(BREAKS) as one, FakeServer(answer="Rivers begin where springs rise.", version="0.9.0") as two:
         assert partial_of(ask(one, two, temperature=0, first_token_timeout=0.5)) == BEGUN
 
 
-def test_other_weights_go_on_and_it_is_told() -> None:
+def test_other_weights_go_on_and_it_is_told(ask: Ask) -> None:
     """Another model under the same name goes on from the text as it sees it, and the seam says so."""
     other = f"{BEGUN} springs rise."
     with FakeServer(BREAKS, models=WEIGHTS) as one, FakeServer(answer=other, models=OTHER_WEIGHTS) as two:
@@ -135,7 +142,7 @@ def test_other_weights_go_on_and_it_is_told() -> None:
         assert resumed(stream) == [(two.url, "raw", False)]
 
 
-def test_other_weights_never_replay() -> None:
+def test_other_weights_never_replay(ask: Ask) -> None:
     """Greedy or not, other weights cannot repeat the answer, so they are not asked to."""
     with (
         FakeServer(BREAKS, models=WEIGHTS) as one,
@@ -145,7 +152,7 @@ def test_other_weights_never_replay() -> None:
         assert [is_render(request) for request in posted(two)] == [True]
 
 
-def test_the_same_weights_are_asked_first() -> None:
+def test_the_same_weights_are_asked_first(ask: Ask) -> None:
     """The server with the weights the text came from goes on, even if it stands last."""
     with (
         FakeServer(BREAKS, models=WEIGHTS) as one,
@@ -159,7 +166,7 @@ def test_the_same_weights_are_asked_first() -> None:
         assert posted(two) == posted(three) == []
 
 
-def test_unknown_weights_are_told_as_unknown() -> None:
+def test_unknown_weights_are_told_as_unknown(ask: Ask) -> None:
     """A server that does not say which weights it has comes before other weights, and the seam says None."""
     with (
         FakeServer(BREAKS, models=WEIGHTS) as one,
@@ -172,7 +179,7 @@ def test_unknown_weights_are_told_as_unknown() -> None:
         assert posted(two) == []
 
 
-def test_the_first_weights_are_not_the_same_any_more() -> None:
+def test_the_first_weights_are_not_the_same_any_more(ask: Ask) -> None:
     """Once other weights had a part in the text, it is no more what the first ones would have said."""
     stalls = Answer(TEXT).then(Hang(), after_tokens=5)
     with (
@@ -189,7 +196,7 @@ def test_the_first_weights_are_not_the_same_any_more() -> None:
         assert resumed(stream) == [(two.url, "raw", False), (one.url, "raw", False)]
 
 
-def test_a_name_that_broke_in_two_goes_on() -> None:
+def test_a_name_that_broke_in_two_goes_on(ask: Ask) -> None:
     """A cut inside of a name leaves a capital behind a letter, which is no new message of the model."""
     tokens = ["Python", " has", " a", " class", " Incremental", "Decoder", ":", " one", " for", " each", " codec", "."]
     answer = Answer(tokens)
@@ -199,7 +206,7 @@ def test_a_name_that_broke_in_two_goes_on() -> None:
         assert resumed(stream) == [(two.url, "raw", True)]
 
 
-def test_how_long_a_model_stays_is_no_business_of_a_render() -> None:
+def test_how_long_a_model_stays_is_no_business_of_a_render(ask: Ask) -> None:
     """`keep_alive=0` goes with the question and the continuation: what prepares it must not unload the model."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
         assert ask(one, two, keep_alive=0).text() == TEXT
@@ -210,7 +217,7 @@ def test_how_long_a_model_stays_is_no_business_of_a_render() -> None:
         ]
 
 
-def test_a_key_that_is_missing_is_told() -> None:
+def test_a_key_that_is_missing_is_told(ask: Ask) -> None:
     """A server that may not be asked to go on says so, and with which status."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT, paths={"/api/chat": Status(401)}) as two:
         stream = ask(one, two, first_token_timeout=0.5)
@@ -222,7 +229,7 @@ def test_a_key_that_is_missing_is_told() -> None:
     ]
 
 
-def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
+def test_a_stop_string_across_the_seam_ends_the_answer(ask: Ask) -> None:
     """One server ended with the first half of it, the next one begins with the other: neither could see it."""
     broken = Answer(BEGUN).then(Reset())
     with FakeServer(broken) as one, FakeServer(answer=TEXT) as two:
@@ -232,13 +239,13 @@ def test_a_stop_string_across_the_seam_ends_the_answer() -> None:
         assert two.wait_until(lambda: two.active == 0)
 
 
-def test_half_a_stop_string_at_the_seam_is_text() -> None:
+def test_half_a_stop_string_at_the_seam_is_text(ask: Ask) -> None:
     """What could have become a stop string and does not is delivered."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
         assert ask(one, two, stop=["and molten", "rain and ice"]).text() == TEXT
 
 
-def test_a_stop_string_behind_the_seam_is_the_servers() -> None:
+def test_a_stop_string_behind_the_seam_is_the_servers(ask: Ask) -> None:
     """The server that goes on gets the stop strings and ends the answer before the first one."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two, stop=" gather")
@@ -247,7 +254,7 @@ def test_a_stop_string_behind_the_seam_is_the_servers() -> None:
         assert stream.result.finish_reason == "stop"
 
 
-def test_the_limit_is_reduced_by_what_was_delivered() -> None:
+def test_the_limit_is_reduced_by_what_was_delivered(ask: Ask) -> None:
     """A server that goes on may say what is left of max_tokens, and usage counts both parts."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two, max_tokens=9)
@@ -258,7 +265,7 @@ def test_the_limit_is_reduced_by_what_was_delivered() -> None:
     assert stream.result.usage == {"prompt_tokens": 7, "completion_tokens": 9}
 
 
-def test_a_break_behind_the_last_token_allowed() -> None:
+def test_a_break_behind_the_last_token_allowed(ask: Ask) -> None:
     """With max_tokens used up a server is asked to say that the answer is done (C5), and nothing more is delivered."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two, max_tokens=5)
@@ -268,7 +275,7 @@ def test_a_break_behind_the_last_token_allowed() -> None:
     assert stream.result.usage == {"prompt_tokens": 7, "completion_tokens": 5}
 
 
-def test_a_break_behind_the_last_token_with_nobody_left() -> None:
+def test_a_break_behind_the_last_token_with_nobody_left(ask: Ask) -> None:
     """No server said that the answer is done, so that it does not end as whole."""
     with FakeServer(BREAKS) as server:
         assert partial_of(ask(server, max_tokens=5, first_token_timeout=0.5)) == BEGUN
@@ -279,7 +286,7 @@ def test_a_break_behind_the_last_token_with_nobody_left() -> None:
     [({}, {}), ({"template": "prefill"}, {"tools": TOOLS}), ({"version": "0.9.0"}, {"seed": 7})],
     ids=["raw", "prefill", "replay"],
 )
-def test_usage_is_that_of_one_answer(kind: dict[str, str], asked: dict[str, Any]) -> None:
+def test_usage_is_that_of_one_answer(ask: Ask, kind: dict[str, str], asked: dict[str, Any]) -> None:
     """Whichever way it went on, the answer has as many tokens as if it had not broken."""
     with (
         FakeServer(BREAKS) as one,
@@ -291,7 +298,7 @@ def test_usage_is_that_of_one_answer(kind: dict[str, str], asked: dict[str, Any]
 
 
 @pytest.mark.parametrize("way", [{"seed": 3}, {"temperature": 0}])
-def test_an_answer_bound_by_a_format_is_replayed(way: dict[str, int]) -> None:
+def test_an_answer_bound_by_a_format_is_replayed(ask: Ask, way: dict[str, int]) -> None:
     """A grammar starts anew with each request, so the answer is generated again, format and all."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two, format="json", **way)
@@ -302,14 +309,14 @@ def test_an_answer_bound_by_a_format_is_replayed(way: dict[str, int]) -> None:
         assert posted(two)[0].option("format") == "json"
 
 
-def test_an_answer_bound_by_a_format_cannot_be_continued_without_a_seed() -> None:
+def test_an_answer_bound_by_a_format_cannot_be_continued_without_a_seed(ask: Ask) -> None:
     """A sampled one ends in an error, and no other server is asked for anything."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
         assert partial_of(ask(one, two, format="json")) == BEGUN
         assert posted(two) == []
 
 
-def test_an_answer_about_images_is_continued_by_prefill() -> None:
+def test_an_answer_about_images_is_continued_by_prefill(ask: Ask) -> None:
     """A raw prompt has no place for images: the conversation is sent again, images and beginning included."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT, template="prefill") as two:
         stream = ask(one, two, images=[IMAGE])
@@ -324,14 +331,14 @@ def test_an_answer_about_images_is_continued_by_prefill() -> None:
     assert begun == {"role": "assistant", "content": BEGUN}
 
 
-def test_an_answer_about_images_needs_a_template_that_goes_on() -> None:
+def test_an_answer_about_images_needs_a_template_that_goes_on(ask: Ask) -> None:
     """Where the rendered prompt closes the message nothing is generated, and the error is honest."""
     with FakeServer(BREAKS) as one, FakeServer(answer=TEXT) as two:
         assert partial_of(ask(one, two, images=[IMAGE], first_token_timeout=0.5)) == BEGUN
         assert [is_render(request) for request in posted(two)] == [True]
 
 
-def test_a_last_message_of_the_assistants_own_is_continued() -> None:
+def test_a_last_message_of_the_assistants_own_is_continued(chat: Chat) -> None:
     """A conversation that ends with a beginning of the caller's goes on with it, and with what was delivered."""
     messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": TOKENS[0]}]
     whole = "".join(TOKENS[1:])
@@ -343,7 +350,7 @@ def test_a_last_message_of_the_assistants_own_is_continued() -> None:
         assert posted(two)[-1].option("messages")[-1]["content"] == BEGUN
 
 
-def test_thoughts_are_given_along() -> None:
+def test_thoughts_are_given_along(ask: Ask) -> None:
     """An answer that was thought about goes on behind its thoughts, which the reader gets once."""
     answer = Answer(TEXT, thinking=THOUGHT)
     broken = answer.then(Reset(), after_tokens=7)
@@ -356,7 +363,7 @@ def test_thoughts_are_given_along() -> None:
     assert begun == {"role": "assistant", "content": BEGUN, "thinking": THOUGHT}
 
 
-def test_a_greedy_thought_is_replayed() -> None:
+def test_a_greedy_thought_is_replayed(ask: Ask) -> None:
     """With temperature 0 a thought that broke off goes on where it stopped."""
     answer = Answer(TEXT, thinking=THOUGHT)
     with FakeServer(answer.then(Reset(), after_tokens=2)) as one, FakeServer(answer=answer) as two:
@@ -367,7 +374,7 @@ def test_a_greedy_thought_is_replayed() -> None:
     assert "".join(thought or "" for thought in thoughts) == THOUGHT == stream.result.thinking
 
 
-def test_a_tool_call_is_delivered_once() -> None:
+def test_a_tool_call_is_delivered_once(ask: Ask) -> None:
     """An answer that broke behind a tool call is replayed, and the call does not come again."""
     answer = Answer(TEXT, tool_calls=[CALL])
     with FakeServer(answer.then(Close())) as one, FakeServer(answer=answer) as two:
@@ -377,7 +384,7 @@ def test_a_tool_call_is_delivered_once() -> None:
     assert [(e.tool_name, e.tool_args) for e in stream.events if e.type == "tool_call"] == [CALL]
 
 
-def test_a_tool_call_is_not_made_up_again() -> None:
+def test_a_tool_call_is_not_made_up_again(ask: Ask) -> None:
     """A sampled answer that broke behind a tool call ends in an error: another call could be another one."""
     answer = Answer(TEXT, tool_calls=[CALL])
     with (
@@ -390,7 +397,7 @@ def test_a_tool_call_is_not_made_up_again() -> None:
     assert [event.tool_name for event in stream.events if event.type == "tool_call"] == ["look_up"]
 
 
-def test_old_servers_are_not_asked_to_render() -> None:
+def test_old_servers_are_not_asked_to_render(ask: Ask) -> None:
     """A server whose version does not know how gets no request that it would take for a question."""
     with FakeServer(BREAKS, version="0.9.0") as one, FakeServer(answer=TEXT, version="0.9.0") as two:
         stream = ask(one, two, temperature=0)
@@ -399,7 +406,7 @@ def test_old_servers_are_not_asked_to_render() -> None:
         assert [is_render(request) for request in posted(two)] == [False]
 
 
-def test_what_a_template_cannot_do_is_remembered() -> None:
+def test_what_a_template_cannot_do_is_remembered(ask: Ask) -> None:
     """The second answer does not ask again how a template renders that closed the message for the first one."""
     with FakeServer(BREAKS, BREAKS) as one, FakeServer(answer=TEXT) as two:
         for _ in range(2):
@@ -410,7 +417,7 @@ def test_what_a_template_cannot_do_is_remembered() -> None:
         assert [is_render(request) for request in posted(two)] == [True, False, False]
 
 
-def test_a_server_that_drops_the_question_speaks_for_itself() -> None:
+def test_a_server_that_drops_the_question_speaks_for_itself(ask: Ask) -> None:
     """A new version that generates instead of rendering says nothing about others like it."""
     says_new = {"/api/version": Status(200, {"version": "0.33.0"})}
     with (
@@ -429,7 +436,7 @@ def broken_beginning(kind: str) -> Cut:
 
 
 @pytest.mark.parametrize("kind", ["breaks", "dies"])
-def test_the_only_server_goes_on_when_it_comes_back(kind: str) -> None:
+def test_the_only_server_goes_on_when_it_comes_back(ask: Ask, kind: str) -> None:
     """A server that broke, or died and was started again, is asked again a second later and goes on."""
     with FakeServer(broken_beginning(kind), answer=TEXT) as server:
         stream = ask(server)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.colours import Chat
 
-from aicortex import AllServersFailedError, CredentialError, chat, list_model_servers
+from aicortex import AllServersFailedError, CredentialError, list_model_servers
 from aicortex.board import BOARD
 from aicortex.catalogue import list_servers
 from aicortex.fleet import find_fleet
@@ -97,7 +98,7 @@ def test_two_processes_at_once_and_one_that_is_killed_while_it_writes(fleet: lis
 
 
 def test_no_secret_is_kept_or_shown(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A key is in the requests and nowhere else: no file, log, `repr`, error, event or export, whatever goes wrong."""
     caplog.set_level(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""The stream a reader holds: contract C1 to C12, over real sockets."""
+"""The stream a reader holds: contract C1 to C12 in both colours, over real sockets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pytest
 import trustme
+from tests.colours import Ask, Chat, only_sync
 
 from aicortex import AllServersFailedError, Stream, StreamCancelledError, StreamEvent, StreamInterruptedError, chat
 from aicortex.testing import (
@@ -37,8 +39,14 @@ STALLING = Answer(TEXT).then(Stall(), after_tokens=5)
 FIVE = "".join(split_tokens(TEXT)[:5])
 
 
-def ask(*servers: FakeServer, **arguments: object) -> Stream:
-    return chat("Which?", stream=True, servers=[server.url for server in servers], **arguments)  # type: ignore
+@pytest.fixture
+def ask(chat: Chat) -> Ask:
+    """Ask the given servers, in this order."""
+
+    def asking(*servers: FakeServer, **arguments: Any) -> Stream:
+        return chat("Which?", stream=True, servers=[server.url for server in servers], **arguments)
+
+    return asking
 
 
 def press_control_c(seconds: float) -> threading.Timer:
@@ -48,7 +56,7 @@ def press_control_c(seconds: float) -> threading.Timer:
     return threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT))
 
 
-def test_start_comes_first_and_before_chat_returns() -> None:
+def test_start_comes_first_and_before_chat_returns(ask: Ask) -> None:
     """C1, C2: chat sends the request and returns with the start event stamped (C2)."""
     with FakeServer(Hang()) as server:
         stream = ask(server)
@@ -58,7 +66,7 @@ def test_start_comes_first_and_before_chat_returns() -> None:
         stream.cancel()
 
 
-def test_server_failures_do_not_raise_in_chat() -> None:
+def test_server_failures_do_not_raise_in_chat(ask: Ask) -> None:
     """C1: a dead fleet raises from reading, every time, and never from chat."""
     with FakeServer() as server:
         server.refuse()
@@ -72,7 +80,7 @@ def test_server_failures_do_not_raise_in_chat() -> None:
     assert stream.done
 
 
-def test_cursors_replay_and_then_go_on() -> None:
+def test_cursors_replay_and_then_go_on(ask: Ask) -> None:
     """C10: each iterator begins at the start event, and text() disturbs none of them."""
     with FakeServer(answer=TEXT) as server:
         stream = ask(server)
@@ -85,7 +93,7 @@ def test_cursors_replay_and_then_go_on() -> None:
     assert "".join(stream.tokens()) == TEXT == stream.result.text
 
 
-def test_two_threads_see_everything_in_order() -> None:
+def test_two_threads_see_everything_in_order(ask: Ask) -> None:
     """C10: readers in two threads each see every event, in order."""
     with FakeServer(Answer("word" + " word" * 499)) as server:
         stream = ask(server)
@@ -99,7 +107,7 @@ def test_two_threads_see_everything_in_order() -> None:
     assert [event.index for event in seen[0] if event.type == "token"] == list(range(500))
 
 
-def test_text_so_far_never_blocks() -> None:
+def test_text_so_far_never_blocks(ask: Ask) -> None:
     """text_so_far gives what came and does not wait for a stalled server."""
     with FakeServer(STALLING) as server, ask(server) as stream:
         for event in stream:
@@ -109,7 +117,7 @@ def test_text_so_far_never_blocks() -> None:
         assert not stream.done
 
 
-def test_break_alone_does_not_cancel() -> None:
+def test_break_alone_does_not_cancel(ask: Ask) -> None:
     """C11: a stream that was left by break can be read on."""
     with FakeServer(Answer(TEXT, delay=0.001)) as server:
         stream = ask(server)
@@ -120,7 +128,7 @@ def test_break_alone_does_not_cancel() -> None:
         assert server.cancelled == 0
 
 
-def test_leaving_a_with_block_cancels() -> None:
+def test_leaving_a_with_block_cancels(ask: Ask) -> None:
     """C11: the server notices that the reader left the block."""
     with FakeServer(STALLING) as server:
         with ask(server) as stream:
@@ -132,7 +140,7 @@ def test_leaving_a_with_block_cancels() -> None:
 
 
 @pytest.mark.parametrize("reply", [Hang(), Answer(TEXT).then(Stall(), after_tokens=0), STALLING])
-def test_cancel_wakes_a_blocked_reader(reply: Hang) -> None:
+def test_cancel_wakes_a_blocked_reader(ask: Ask, reply: Hang) -> None:
     """C11: cancel() from another thread ends a read that waits, whatever it waits for, and frees the server."""
     with FakeServer(reply) as server:
         stream = ask(server)
@@ -154,7 +162,7 @@ def test_cancel_wakes_a_blocked_reader(reply: Hang) -> None:
     assert [type(error) for error in failure] == [StreamCancelledError]
 
 
-def test_cancel_ends_the_wait_for_a_busy_server() -> None:
+def test_cancel_ends_the_wait_for_a_busy_server(ask: Ask) -> None:
     """C11: a reader that waits until a busy server has time is woken as well."""
     with FakeServer(Status(503, {"error": "server busy"}, headers={"Retry-After": "60"})) as server:
         stream = ask(server)
@@ -165,7 +173,7 @@ def test_cancel_ends_the_wait_for_a_busy_server() -> None:
         timer.join()
 
 
-def test_dropping_the_last_reference_cancels() -> None:
+def test_dropping_the_last_reference_cancels(ask: Ask) -> None:
     """C11: a forgotten stream does not keep a server busy."""
     with FakeServer(STALLING) as server:
         stream = ask(server)
@@ -175,13 +183,13 @@ def test_dropping_the_last_reference_cancels() -> None:
         assert server.wait_for_disconnect(1)
 
 
-def test_a_cursor_keeps_its_stream_alive() -> None:
+def test_a_cursor_keeps_its_stream_alive(ask: Ask) -> None:
     """A loop over chat(…) itself holds the only reference there is."""
     with FakeServer(answer=TEXT) as server:
         assert "".join(event.content or "" for event in ask(server) if event.type == "token") == TEXT
 
 
-def test_cancelling_twice_and_after_the_end_is_harmless() -> None:
+def test_cancelling_twice_and_after_the_end_is_harmless(ask: Ask) -> None:
     """A whole answer stays whole."""
     with FakeServer(answer=TEXT) as server:
         stream = ask(server)
@@ -191,7 +199,7 @@ def test_cancelling_twice_and_after_the_end_is_harmless() -> None:
         assert stream.text() == TEXT
 
 
-def test_cancel_from_a_signal_handler() -> None:
+def test_cancel_from_a_signal_handler(ask: Ask) -> None:
     """A handler that runs while the same thread reads may cancel without a deadlock."""
     with FakeServer(STALLING) as server:
         stream = ask(server)
@@ -207,7 +215,8 @@ def test_cancel_from_a_signal_handler() -> None:
             signal.signal(signal.SIGUSR1, previous)
 
 
-def test_keyboard_interrupt_leaves_the_stream_intact() -> None:
+@only_sync  # an interrupt ends asyncio.run
+def test_keyboard_interrupt_leaves_the_stream_intact(ask: Ask) -> None:
     """C12: after Ctrl-C in a waiting read, the same iterator reads on."""
     with FakeServer(Answer(TEXT, first_delay=0.3)) as server:
         stream = ask(server)
@@ -266,7 +275,8 @@ def test_a_storm_of_interrupts_loses_nothing(scheme: str) -> None:
     assert (done.stdout.split(), done.stderr) == (["True", "10000", "True", "end"], "")
 
 
-def test_tokens_can_be_read_on_after_an_interrupt() -> None:
+@only_sync  # as above
+def test_tokens_can_be_read_on_after_an_interrupt(ask: Ask) -> None:
     """C12: tokens() is no generator that an interrupt would end in silence."""
     with FakeServer(Answer(TEXT, first_delay=0.3)) as server:
         words = ask(server).tokens()
@@ -306,7 +316,7 @@ class Drip(Reply):
 
 
 @pytest.mark.parametrize("data", [b"\n", b" "])
-def test_heartbeats_are_no_chunks(data: bytes) -> None:
+def test_heartbeats_are_no_chunks(ask: Ask, data: bytes) -> None:
     """A server that keeps the line warm and says nothing has stalled."""
     with FakeServer(Drip(data)) as server:
         with pytest.raises(StreamInterruptedError, match="stalled") as caught:
@@ -315,7 +325,7 @@ def test_heartbeats_are_no_chunks(data: bytes) -> None:
     assert caught.value.partial == "Seven"
 
 
-def test_the_total_deadline_holds_against_a_server_that_never_stops() -> None:
+def test_the_total_deadline_holds_against_a_server_that_never_stops(ask: Ask) -> None:
     """timeout= ends a stream that keeps coming."""
     chunk = b'{"message":{"role":"assistant","content":" x"},"done":false}\n'
     with FakeServer(Drip(chunk)) as server:
@@ -324,7 +334,8 @@ def test_the_total_deadline_holds_against_a_server_that_never_stops() -> None:
         assert server.wait_for_disconnect(1)
 
 
-def test_a_forked_child_leaves_its_parents_stream_alone() -> None:
+@only_sync  # the parent's loop is in another thread, which the child has not
+def test_a_forked_child_leaves_its_parents_stream_alone(ask: Ask) -> None:
     """Leaving a stream in a forked child closes the child's copy and nothing else."""
     with FakeServer(Answer(TEXT, delay=0.01)) as server:
         stream = ask(server)
@@ -337,16 +348,18 @@ def test_a_forked_child_leaves_its_parents_stream_alone() -> None:
         assert stream.text() == TEXT
 
 
-def test_a_kept_connection_is_used_again() -> None:
-    """Answers one after the other need one connection."""
+def test_a_kept_connection_is_used_again(ask: Ask) -> None:
+    """Answers one after the other need no further connection."""
     with FakeServer(answer=TEXT) as server:
+        assert ask(server).text() == TEXT
+        before = server.connections
         for _ in range(3):
-            assert ask(server, model="fake:latest").text() == TEXT
-        assert server.connections == 1
+            assert ask(server).text() == TEXT
+        assert server.connections == before
 
 
 @pytest.mark.parametrize("fault", [Reset(), Close(last_chunk=False)])
-def test_a_kept_connection_that_breaks_is_asked_anew(fault: Reset) -> None:
+def test_a_kept_connection_that_breaks_is_asked_anew(ask: Ask, fault: Reset) -> None:
     """A server may close a kept connection just when a request goes out; with no other server, it is asked again."""
     with FakeServer(Answer(TEXT), fault, Answer(TEXT)) as server:
         assert ask(server).text() == TEXT
@@ -356,7 +369,7 @@ def test_a_kept_connection_that_breaks_is_asked_anew(fault: Reset) -> None:
         assert [event.type for event in stream].count("error") == 1
 
 
-def test_a_server_that_came_back_is_reached() -> None:
+def test_a_server_that_came_back_is_reached(ask: Ask) -> None:
     """Kept connections to a server that died are not used; its successor on the same port is found."""
     with FakeServer(answer=TEXT) as server:
         assert ask(server).text() == TEXT
@@ -365,7 +378,7 @@ def test_a_server_that_came_back_is_reached() -> None:
         assert ask(server).text() == TEXT
 
 
-def test_the_result() -> None:
+def test_the_result(ask: Ask) -> None:
     """The result has text, thinking, reason, usage, timings, model, server and attempts."""
     with FakeServer(Answer(TEXT, thinking="hm", done_reason="length", prompt_eval_count=5, eval_count=9)) as server:
         result = ask(server).result
@@ -376,7 +389,7 @@ def test_the_result() -> None:
     assert [attempt.kind for attempt in result.attempts] == ["ok"]
 
 
-def test_the_guides_arithmetic_is_positive() -> None:
+def test_the_guides_arithmetic_is_positive(ask: Ask) -> None:
     """First token minus start is more than nothing, always."""
     with FakeServer(answer=TEXT) as server:
         for _ in range(50):
@@ -386,13 +399,15 @@ def test_the_guides_arithmetic_is_positive() -> None:
             assert (first.timestamp or 0) > (stream.events[0].timestamp or 0)
 
 
-def test_async_for_says_what_to_write() -> None:
+@only_sync  # of one colour
+def test_async_for_says_what_to_write(ask: Ask) -> None:
     """Colour never depends on context: a synchronous stream says so."""
     with FakeServer(answer=TEXT) as server, pytest.raises(TypeError, match="without 'async'"):
         ask(server).__aiter__()
 
 
-def test_repr_shows_no_text() -> None:
+@only_sync  # a test of the class itself
+def test_repr_shows_no_text(ask: Ask) -> None:
     """A stream in a log shows its state and not somebody's answer."""
     with FakeServer(answer=TEXT) as server:
         stream = ask(server)
@@ -410,7 +425,7 @@ def read_five(stream: Stream) -> None:
         next(words)
 
 
-def test_move_between_tokens() -> None:
+def test_move_between_tokens(ask: Ask) -> None:
     """move() leaves the server at once, another one goes on, and the text is whole."""
     with FakeServer(STALLING) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two)
@@ -425,7 +440,7 @@ def test_move_between_tokens() -> None:
     assert "error" not in [event.type for event in stream.events]
 
 
-def test_move_wakes_a_blocked_reader() -> None:
+def test_move_wakes_a_blocked_reader(ask: Ask) -> None:
     """move() from another thread: the reader that waits for a silent server goes on at the next one."""
     with FakeServer(STALLING) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two)
@@ -449,7 +464,8 @@ def test_move_wakes_a_blocked_reader() -> None:
     assert seen == list(stream.events)
 
 
-def test_move_from_a_signal_handler() -> None:
+@only_sync  # an asynchronous stream is moved in its loop's thread
+def test_move_from_a_signal_handler(ask: Ask) -> None:
     """A handler that runs while the same thread reads may move the stream without a deadlock."""
     with FakeServer(STALLING) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two)
@@ -466,7 +482,7 @@ def test_move_from_a_signal_handler() -> None:
 
 
 @pytest.mark.parametrize("resume", ["continue", "never"])
-def test_move_before_the_first_token(resume: str) -> None:
+def test_move_before_the_first_token(ask: Ask, resume: str) -> None:
     """A server that has said nothing yet is left as well, and nothing needs to be continued."""
     with FakeServer(Hang()) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two, resume=resume)
@@ -477,7 +493,7 @@ def test_move_before_the_first_token(resume: str) -> None:
         assert kinds(stream) == [(one.url, "moved"), (two.url, "ok")]
 
 
-def test_move_and_back() -> None:
+def test_move_and_back(ask: Ask) -> None:
     """The server that was left is the last choice, and still one."""
     stalls_again = Answer(TEXT).then(Stall(), after_tokens=4)
     with FakeServer(STALLING, answer=TEXT) as one, FakeServer(continuation=stalls_again) as two:
@@ -494,7 +510,7 @@ def test_move_and_back() -> None:
 
 
 @pytest.mark.parametrize("servers", [1, 2])
-def test_move_with_nowhere_to_go_changes_nothing(servers: int) -> None:
+def test_move_with_nowhere_to_go_changes_nothing(ask: Ask, servers: int) -> None:
     """False where no other server can take over: there is none, or text was shown and resuming is not wanted."""
     with FakeServer(Answer(TEXT, delay=0.005)) as one, FakeServer(answer=TEXT) as two:
         stream = ask(*[one, two][:servers], resume="never")
@@ -506,7 +522,7 @@ def test_move_with_nowhere_to_go_changes_nothing(servers: int) -> None:
         assert kinds(stream) == [(one.url, "ok")]
 
 
-def test_move_is_false_where_the_answer_cannot_be_continued() -> None:
+def test_move_is_false_where_the_answer_cannot_be_continued(ask: Ask) -> None:
     """An answer bound by a format and sampled stays where it is."""
     with FakeServer(Answer(TEXT, delay=0.005)) as one, FakeServer(answer=TEXT) as two:
         stream = ask(one, two, format="json")
@@ -516,7 +532,7 @@ def test_move_is_false_where_the_answer_cannot_be_continued() -> None:
         assert kinds(stream) == [(one.url, "ok")]
 
 
-def test_move_after_the_end() -> None:
+def test_move_after_the_end(ask: Ask) -> None:
     """A stream that is whole, failed or cancelled has nothing to move."""
     with FakeServer(answer=TEXT) as one, FakeServer(answer=TEXT) as two:
         whole = ask(one, two)
@@ -530,7 +546,7 @@ def test_move_after_the_end() -> None:
     assert whole.text() == TEXT
 
 
-def test_two_threads_see_everything_while_the_stream_goes_on_elsewhere() -> None:
+def test_two_threads_see_everything_while_the_stream_goes_on_elsewhere(ask: Ask) -> None:
     """C10: one server breaks, the next one is moved away from, and each of two readers sees every event once."""
     text = "word" + " more" * 399
     breaks = Answer(text).then(Close(), after_tokens=100)
@@ -566,7 +582,7 @@ def fault_at_random(chance: random.Random) -> Reply:
     return answer.then(chance.choice(FAULTS), after_tokens=chance.randrange(10))
 
 
-def cancel_at_random(chance: random.Random) -> None:
+def cancel_at_random(ask: Ask, chance: random.Random) -> None:
     """Let three servers fail as it comes, cancel from another thread, and check that all are free again."""
     first, second, third = (fault_at_random(chance) for _ in range(3))
     with (
@@ -587,8 +603,8 @@ def cancel_at_random(chance: random.Random) -> None:
         assert TEXT.startswith(stream.text_so_far)
 
 
-def test_cancel_at_any_moment_frees_every_server() -> None:
+def test_cancel_at_any_moment_frees_every_server(ask: Ask) -> None:
     """C11: whatever goes wrong at the time, nothing is being generated a second after cancel()."""
     chance = random.Random(20261122)
     for _ in range(40):
-        cancel_at_random(chance)
+        cancel_at_random(ask, chance)

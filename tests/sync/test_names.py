@@ -6,8 +6,9 @@ import socket
 from typing import Any
 
 import pytest
+from tests.colours import Chat
 
-from aicortex import Server, chat
+from aicortex import Server
 from aicortex._core.failover import AttemptFailed, Failure
 from aicortex._sync import names
 from aicortex.fleet import find_fleet
@@ -63,7 +64,9 @@ def test_a_name_is_resolved_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == ["pods"]
 
 
-def test_requests_go_to_the_address_and_call_the_server_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_go_to_the_address_and_call_the_server_by_its_name(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """127.0.0.1 and 127.0.0.2 are two servers of one name here: each gets requests with that name as their host."""
     with FakeServer(answer="one") as one, Registry() as registry:
         registry.add(entry_of(f"pods:{one.port}", expand=True))

@@ -2,58 +2,17 @@
 
     python examples/tkinter_chat.py
 
-Debian's Python needs the package python3-tk. The window never waits for a server: a thread reads the stream and puts
-what it finds into a queue, which the window empties 30 times a second. Only the main thread touches Tk.
+Debian's Python needs the package python3-tk. The window never waits for a server: `stream_to_tk` asks and reads in a
+thread, and touches the window only from the window's own.
 """
 
 from __future__ import annotations
 
-import threading
 import tkinter as tk
-from queue import Empty, SimpleQueue
 from tkinter import scrolledtext, ttk
 
-from aicortex import StreamCancelledError, chat
-
-LOOK_AGAIN_MS = 33
-
-
-class Reader(threading.Thread):
-    """Reads one answer in the background.
-
-    `news` gets pairs of a kind and a text: "token" and "error" as often as they come, and last "end", "cancelled" or
-    "failed".
-    """
-
-    def __init__(self, messages: list[dict[str, str]]) -> None:
-        super().__init__(daemon=True)
-        self.news: SimpleQueue[tuple[str, str]] = SimpleQueue()
-        self._messages = messages
-        self._cancelled = threading.Event()
-        self._cancel_stream = self._cancelled.set
-
-    def run(self) -> None:
-        """Read to the end, whatever it is."""
-        try:
-            with chat(messages=self._messages, stream=True) as stream:
-                self._cancel_stream = stream.cancel
-                if self._cancelled.is_set():  # before there was a stream
-                    stream.cancel()
-                for event in stream:
-                    if event.type in ("token", "error"):
-                        self.news.put((event.type, event.content or ""))
-                result = stream.result
-            speed = f"{result.timings['tokens_per_second']:.0f} tokens/s"
-            self.news.put(("end", f"{result.model} at {result.server}, {speed}"))
-        except StreamCancelledError:
-            self.news.put(("cancelled", "cancelled"))
-        except (RuntimeError, ValueError) as error:  # the fleet's fault; the question's
-            self.news.put(("failed", str(error)))
-
-    def cancel(self) -> None:
-        """Stop the answer, on the server too."""
-        self._cancelled.set()
-        self._cancel_stream()
+from aicortex import Result, StreamCancelledError, StreamEvent, chat
+from aicortex.desktop import TextFeed, stream_to_tk
 
 
 class ChatWindow:
@@ -62,7 +21,7 @@ class ChatWindow:
     def __init__(self, root: tk.Tk) -> None:
         self.root = root
         self.messages: list[dict[str, str]] = []  # the turns that are whole
-        self.reader: Reader | None = None
+        self.feed: TextFeed | None = None  # the answer that is coming
         self.status = tk.StringVar(root, "Ask something.")
         self.conversation = scrolledtext.ScrolledText(root, wrap=tk.WORD, state=tk.DISABLED, font="TkTextFont", padx=6)
         self.conversation.tag_configure("user", foreground="#1a5fb4", spacing1=8, spacing3=4)
@@ -85,32 +44,29 @@ class ChatWindow:
         ttk.Label(root, textvariable=self.status).grid(row=2, columnspan=3, sticky="w", padx=8, pady=8)
         self.prompt.bind("<Return>", lambda _: self.send())
         self.prompt.bind("<Escape>", lambda _: self.cancel())
-        root.protocol("WM_DELETE_WINDOW", self.close)
         self.prompt.focus_set()
 
     def send(self) -> None:
         """Ask what stands in the entry, unless an answer is still coming."""
         question = self.prompt.get().strip()
-        if self.reader is not None or not question:
+        if self.feed is not None or not question:
             return
         self.prompt.delete(0, tk.END)
         self.show(f"{question}\n", "user")
         self.status.set("…")
         self.send_button["state"], self.cancel_button["state"] = tk.DISABLED, tk.NORMAL
-        asked = {"role": "user", "content": question}
-        self.reader = Reader([*self.messages, asked])
-        self.reader.start()
-        self.root.after(LOOK_AGAIN_MS, self._take_news, self.reader, asked, "")
+        turns = [*self.messages, {"role": "user", "content": question}]
+        self.feed = stream_to_tk(
+            lambda: chat(messages=turns, stream=True),
+            self.conversation,
+            on_event=self.follow,
+            on_end=lambda outcome: self.finish(turns, outcome),
+        )
 
     def cancel(self) -> None:
-        """Stop the answer that is coming."""
-        if self.reader is not None:
-            self.reader.cancel()
-
-    def close(self) -> None:
-        """Stop everything and close the window."""
-        self.cancel()
-        self.root.destroy()
+        """Stop the answer that is coming, on the server too."""
+        if self.feed is not None:
+            self.feed.cancel()
 
     def show(self, text: str, tag: str = "") -> None:
         """Append a text to the conversation and scroll to it."""
@@ -119,31 +75,25 @@ class ChatWindow:
         self.conversation["state"] = tk.DISABLED
         self.conversation.see(tk.END)
 
-    def _take_news(self, reader: Reader, asked: dict[str, str], answer: str) -> None:
-        """Show what has come since the last look, and look again later unless that was all."""
-        while True:
-            try:
-                kind, text = reader.news.get_nowait()
-            except Empty:
-                self.root.after(LOOK_AGAIN_MS, self._take_news, reader, asked, answer)
-                return
-            if kind == "token":
-                answer += text
-                self.show(text)
-            elif kind == "error":
-                self.show(f"[{text}]\n", "note")
-            else:
-                self._finish(kind, text, asked, answer)
-                return
+    def follow(self, event: StreamEvent) -> None:
+        """Say what happens besides the text."""
+        meta = event.meta or {}
+        if event.type == "error":
+            self.status.set(f"{event.content} …")
+        elif meta.get("kind") == "connected":
+            self.status.set(f"{meta['server']} …")
 
-    def _finish(self, kind: str, text: str, asked: dict[str, str], answer: str) -> None:
+    def finish(self, turns: list[dict[str, str]], outcome: Result | Exception) -> None:
         """Keep the turn if it is whole: the model must not see half an answer as its own."""
-        if kind == "end":
-            self.messages += [asked, {"role": "assistant", "content": answer}]
+        if isinstance(outcome, Result):
+            self.messages = [*turns, {"role": "assistant", "content": outcome.text}]
+            speed = f"{outcome.timings['tokens_per_second']:.0f} tokens/s"
+            self.status.set(f"{outcome.model} at {outcome.server}, {speed}")
+        else:
+            self.status.set("cancelled" if isinstance(outcome, StreamCancelledError) else str(outcome))
         self.show("\n")
-        self.status.set(text)
         self.send_button["state"], self.cancel_button["state"] = tk.NORMAL, tk.DISABLED
-        self.reader = None
+        self.feed = None
 
 
 if __name__ == "__main__":

@@ -3,24 +3,22 @@
     pip install fastapi uvicorn websockets
     python examples/websocket_server.py --port 8000
 
-Open http://127.0.0.1:8000 then. On /ws/chat every text message is a prompt. The replies are JSON objects:
-{"type": "token", "content": …} for each token, "error" for a server that failed, and last "end", or "failed" with the
-reason. A new prompt stops the answer before it, and so does leaving; the server stops generating then.
+Open http://127.0.0.1:8000 then. On /ws/chat every text message is a prompt that goes on with the conversation, and
+stops the answer before it; an empty one only stops. The events of each answer come back as JSON, last "end" or
+"failed". The model's server stops generating when an answer is stopped and when the page is closed.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import HTMLResponse
 
-from aicortex import chat
+from aicortex import achat
+from aicortex.web import failed_event, stream_to_websocket
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -29,52 +27,99 @@ PAGE = """<!doctype html>
 <title>AI Cortex</title>
 <link rel="icon" href="data:,">
 <style>
-  body { font: 1.1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem }
-  form { display: flex; gap: .5rem }
-  input { flex: 1; font: inherit; padding: .3rem }
-  button { font: inherit }
-  #answer { white-space: pre-wrap; margin-top: 1rem }
-  #notes { color: #a33 }
+  :root { color-scheme: light dark; --line: light-dark(#d5d5da, #45454d); --soft: light-dark(#66666e, #a5a5ae);
+          --live: light-dark(#2a62c9, #86b0ff); --bad: light-dark(#b3261e, #ff9a90) }
+  body { font: 1.05rem/1.55 system-ui, sans-serif; max-width: 44rem; min-height: 100dvh; margin: auto; padding: 0 1rem;
+         display: flex; flex-direction: column; overflow-wrap: anywhere }
+  main { flex: 1; padding: 1rem 0 }
+  article { margin-bottom: 1.75rem }
+  h2 { font-size: 1em; font-weight: 500; margin: 0 0 .7rem auto; padding: .5rem .9rem; border-radius: 1rem;
+       width: fit-content; max-width: 80%; background: light-dark(#e9effa, #25304a) }
+  .answer { white-space: pre-wrap; padding-left: .9rem; border-left: 3px solid var(--line) }
+  .live .answer { border-color: var(--live) }
+  .live .answer::after { content: "▍"; color: var(--live) }
+  .cut .answer { border: 3px dashed var(--bad); border-width: 0 0 3px 3px; padding-bottom: .3rem }
+  .note, .status { font-size: .85em; margin: .4rem 0 0; color: var(--soft) }
+  .note, .cut .status { color: var(--bad) }
+  form { position: sticky; bottom: 0; display: flex; gap: .5rem; padding: .75rem 0; background: Canvas;
+         border-top: 1px solid var(--line) }
+  input, button { font: inherit; padding: .5rem .8rem; border: 1px solid var(--line); border-radius: .6rem }
+  input { flex: 1; min-width: 0 }
 </style>
+<main id="log"></main>
 <form id="form">
-  <input id="prompt" placeholder="Ask something" aria-label="Prompt" autofocus required>
+  <input id="prompt" placeholder="Ask something" aria-label="Prompt" autocomplete="off" autofocus required>
   <button>Ask</button>
-  <button type="button" id="stop" disabled>Stop</button>
+  <button type="button" id="stop" title="Escape" disabled>Stop</button>
 </form>
-<div id="answer" aria-live="polite"></div>
-<div id="notes" role="status"></div>
 <script>
-  const [form, prompt, stop, answer, notes] =
-    ["form", "prompt", "stop", "answer", "notes"].map(id => document.getElementById(id));
+  const [log, form, prompt, stop] = ["log", "form", "prompt", "stop"].map(id => document.getElementById(id));
+  const turns = [];  // those that are not over: each gets one "end" or "failed", in the order of the prompts
   let socket;
 
-  function connect(onopen) {
-    const mine = socket = new WebSocket(location.origin.replace(/^http/, "ws") + "/ws/chat");
-    socket.onopen = onopen;
-    socket.onmessage = ({data}) => {
-      const {type, content} = JSON.parse(data);
-      if (mine !== socket) return;
-      if (type === "token") answer.textContent += content;
-      else notes.textContent = content;
-      if (type === "end" || type === "failed") stop.disabled = true;
-    };
-    socket.onclose = () => { if (mine === socket) { socket = undefined; stop.disabled = true; } };
+  function add(parent, tag, kind, text = "") {
+    const element = Object.assign(document.createElement(tag), {className: kind, textContent: text});
+    return parent.appendChild(element);
   }
 
-  form.onsubmit = event => {
-    event.preventDefault();
-    const ask = () => socket.send(prompt.value);
-    answer.textContent = notes.textContent = "";
+  function send(text) {
+    if (!socket) {
+      socket = new WebSocket(location.origin.replace(/^http/, "ws") + "/ws/chat");
+      socket.onmessage = ({data}) => show(JSON.parse(data));
+      socket.onclose = () => {
+        socket = undefined;
+        while (turns.length) end("cut", "Not the whole answer.");
+        add(log, "p", "note", "⚠ The connection broke: the next prompt begins a new conversation.");
+      };
+    }
+    if (socket.readyState) socket.send(text);
+    else socket.addEventListener("open", ({target}) => target.send(text));
+  }
+
+  function begin(text) {
+    const article = add(log, "article", "live");
+    add(article, "h2", "", text);
+    const answer = add(article, "div", "answer");
+    Object.assign(answer, {ariaLive: "polite", ariaBusy: "true"});  // is read aloud when it is whole
+    turns.push({article, answer, status: add(article, "p", "status", "…")});
     stop.disabled = false;
-    stop.onclick = () => socket?.close();  // the server stops generating when its client leaves
-    socket?.close();
-    connect(ask);
-  };
+    scrollTo(0, document.body.scrollHeight);
+    send(text);
+  }
+
+  function end(kind, text) {
+    const {article, answer, status} = turns.shift();
+    article.className = kind;
+    answer.ariaBusy = "false";
+    status.textContent = text;
+    stop.disabled = !turns.length;
+  }
+
+  function show({type, content, meta}) {
+    const {answer, status} = turns[0];
+    const follows = innerHeight + scrollY > document.body.scrollHeight - 80;
+    if (type === "token") answer.append(content);
+    else if (type === "error") {
+      status.before(add(log, "p", "note", `⚠ ${content}` + (meta.will_retry ? ". Another server goes on." : "")));
+    } else if (type === "end") {
+      const speed = meta.timings.tokens_per_second;
+      end("whole", `${meta.model} at ${meta.server}` + (speed ? `, ${speed.toFixed(0)} tokens/s` : ""));
+    } else if (type === "failed") {
+      const isStopped = meta.error === "StreamCancelledError";
+      end("cut", `Not the whole answer: ${isStopped ? "stopped." : content}`);
+    } else if (meta?.server) {
+      status.textContent = `${meta.kind === "loading" ? "the model is being loaded at" : "at"} ${meta.server} …`;
+    }
+    if (follows) scrollTo(0, document.body.scrollHeight);
+  }
+
+  form.onsubmit = event => { event.preventDefault(); begin(prompt.value); prompt.value = ""; };
+  stop.onclick = () => { send(""); prompt.focus(); };
+  onkeydown = ({key}) => { if (key === "Escape") stop.click(); };
 </script>
 """
 
 app = FastAPI()
-readers = ThreadPoolExecutor(max_workers=64)  # a stream that waits for a token holds one; the event loop stays free
 
 
 @app.get("/", response_class=HTMLResponse)
@@ -90,13 +135,13 @@ async def converse(websocket: WebSocket) -> None:
         await websocket.close(code=1008)
         return
     await websocket.accept()
-    answer: asyncio.Task[None] | None = None
+    turns: list[dict[str, str]] = []
+    prompt: str | None = None
     try:
-        async for prompt in websocket.iter_text():
-            await stop(answer)
-            answer = asyncio.create_task(send_answer(websocket, prompt))
-    finally:
-        await stop(answer)
+        while True:
+            prompt = await answer(websocket, prompt, turns) if prompt else await websocket.receive_text()
+    except WebSocketDisconnect:
+        return
 
 
 def is_same_origin(websocket: WebSocket) -> bool:
@@ -105,26 +150,17 @@ def is_same_origin(websocket: WebSocket) -> bool:
     return origin is None or urlsplit(origin).netloc == websocket.headers.get("host")
 
 
-async def stop(answer: asyncio.Task[None] | None) -> None:
-    """Stop sending an answer, and generating it."""
-    if answer is not None:
-        answer.cancel()
-        await asyncio.gather(answer, return_exceptions=True)
-
-
-async def send_answer(websocket: WebSocket, prompt: str) -> None:
-    """Send the events of one answer as they come; a cancelled task cancels the stream."""
-    loop = asyncio.get_running_loop()
+async def answer(websocket: WebSocket, prompt: str, turns: list[dict[str, str]]) -> str | None:
+    """Send one answer; return the message that stopped it, if one did."""
     try:
-        with await loop.run_in_executor(readers, partial(chat, prompt, stream=True)) as stream:
-            events = iter(stream)
-            while (event := await loop.run_in_executor(readers, next, events, None)) is not None:
-                if event.type in ("token", "error", "end"):
-                    await websocket.send_json({"type": event.type, "content": event.content})
-    except WebSocketDisconnect:
-        return
-    except (RuntimeError, ValueError) as error:  # the fleet's fault; the prompt's
-        await websocket.send_json({"type": "failed", "content": str(error)})
+        stream = await achat(prompt, messages=turns, stream=True)
+    except (RuntimeError, ValueError) as error:  # nothing could be asked: no server has a model, the prompt is empty
+        await websocket.send_text(failed_event(error).to_json())
+        return None
+    message = await stream_to_websocket(stream, websocket)
+    if stream.events[-1].type == "end":  # half an answer must not look to the model like its own words
+        turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": stream.text_so_far}]
+    return message
 
 
 if __name__ == "__main__":

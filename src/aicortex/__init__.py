@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from aicortex.catalogue import search_models as search_models
     from aicortex.clients import AsyncClient as AsyncClient
     from aicortex.clients import Client as Client
+    from aicortex.desktop import stream_to_tk as stream_to_tk
     from aicortex.errors import AICortexError as AICortexError
     from aicortex.errors import AllServersFailedError as AllServersFailedError
     from aicortex.errors import CredentialError as CredentialError
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from aicortex.errors import StreamCancelledError as StreamCancelledError
     from aicortex.errors import StreamInterruptedError as StreamInterruptedError
     from aicortex.events import StreamEvent as StreamEvent
+    from aicortex.job import Outcome as Outcome
+    from aicortex.many import astream_many as astream_many
+    from aicortex.many import stream_many as stream_many
     from aicortex.stream import Stream as Stream
 
 __version__ = "0.1.0"
@@ -56,6 +60,7 @@ _HOMES = {
     "CredentialError": "errors",
     "EmbeddedEngineError": "errors",
     "ModelNotFoundError": "errors",
+    "Outcome": "job",
     "RegistryError": "errors",
     "RequestRejectedError": "errors",
     "Result": "_core.result",
@@ -67,6 +72,7 @@ _HOMES = {
     "achat": "ask",
     "alist_model_servers": "catalogue",
     "amodels": "catalogue",
+    "astream_many": "many",
     "best_server": "catalogue",
     "chat": "ask",
     "families": "catalogue",
@@ -76,6 +82,8 @@ _HOMES = {
     "list_model_servers": "catalogue",
     "models": "catalogue",
     "search_models": "catalogue",
+    "stream_many": "many",
+    "stream_to_tk": "desktop",
 }
 __all__ = sorted(_HOMES)
 

@@ -1,4 +1,4 @@
-"""The command line: `aicortex chat | models | servers | refresh | bench | doctor | embedded | completion`.
+"""The command line: `aicortex chat | batch | models | servers | refresh | bench | doctor | embedded | completion`.
 
     0    the answer is whole, the list complete, nothing wrong
     1    a server's fault, no server has the model, or a problem was found

@@ -9,7 +9,18 @@ from collections.abc import Iterable, Sequence
 
 import aicortex
 from aicortex._core.routing import STRATEGIES
-from aicortex.cli.arguments import Command, Parser, add_commands, add_json, add_server, decimal, layout, port, whole
+from aicortex.cli.arguments import (
+    Command,
+    Parser,
+    add_commands,
+    add_json,
+    add_server,
+    count,
+    decimal,
+    layout,
+    port,
+    whole,
+)
 from aicortex.cli.fleet_parser import BENCH, DOCTOR, MODELS, REFRESH
 from aicortex.cli.servers_parser import SERVERS
 
@@ -49,6 +60,19 @@ examples:
 
 Ctrl-C stops the answer, on the server too.
 {EXIT_STATUS}"""
+
+BATCH_EXAMPLES = """\
+examples:
+  aicortex batch prompts.jsonl -o answers.jsonl
+  aicortex batch prompts.txt -o answers.jsonl --model llama3.2:3b --per-server 8
+  seq 9 | sed 's/$/ squared?/' | aicortex batch - -o answers.jsonl
+  jq -s 'sort_by(.index)[].text' answers.jsonl
+
+prompts.jsonl has one object a line: "prompt" or "messages", an "id" of your own
+if you like, and any argument of chat, such as "temperature", for this prompt.
+Answers are appended as they come. After Ctrl-C, a crash or failures the same
+command asks only for what is missing.
+exit status: 0 all answered, 1 some failed, 2 wrong arguments, 130 interrupted"""
 
 EMBEDDED_EXAMPLES = """\
 examples:
@@ -157,21 +181,57 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         "after an empty line. Without a prompt a terminal opens a conversation"
     )
     parser.add_argument("prompt", metavar="PROMPT", nargs="*", help=words)
-    words = "the model to ask; by default AICORTEX_MODEL, or else one that the servers have"
-    parser.add_argument("--model", metavar="NAME", help=words)
+    _add_model(parser)
     _add_choosing(parser)
-    parser.add_argument("--system", metavar="TEXT", help="instructions that go before the conversation")
-    parser.add_argument("--temperature", metavar="T", type=decimal, help="0 for the likeliest words, 1 for variety")
-    parser.add_argument("--max-tokens", metavar="N", type=whole, help="end the answer after so many tokens")
-    parser.add_argument(
-        "--seed", metavar="N", type=whole, help="draw the same chances again: the same server repeats its answer"
+    words = "what belongs together: the server that knows this session is asked again, because it has it in its cache"
+    parser.add_argument("--session", metavar="NAME", help=words)
+    _add_shaping(parser)
+    words = (
+        "when the first token is so late, ask a second idle server as well; the first to speak gives the answer "
+        "(by default never)"
     )
+    parser.add_argument("--hedge-after", metavar="SECONDS", type=decimal, help=words)
     _add_deadlines(parser)
     add_json(parser, "write the events of the stream, one JSON object a line")
     words = "write the answer as it is; without this a terminal shows Markdown rendered"
     parser.add_argument("--plain", "--no-markdown", action="store_true", help=words)
     words = "add on stderr: time to the first token, tokens per second, server, and why that server"
     parser.add_argument("--stats", action="store_true", help=words)
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    words = (
+        "a file of JSON objects (.jsonl, .ndjson) or of one prompt a line (.txt); of one with another name, and of "
+        "'-', which is standard input, the first character decides: '{' begins JSON"
+    )
+    parser.add_argument("prompts", metavar="PROMPTS", help=words)
+    words = (
+        "the file that answers are appended to, one JSON object a line: index (of the prompt, from 0), digest (of what "
+        "was asked), text, model, server, finish_reason, usage, timings (seconds), attempts (how many), and where "
+        "there is any id, thinking, tool_calls"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help=words)
+    _add_model(parser)
+    add_server(parser)
+    words = "ask each server so many prompts at a time; by default its registered slots, else 4"
+    parser.add_argument("--per-server", metavar="N", type=count, help=words)
+    _add_shaping(parser)
+    _add_deadlines(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    words = "the model to ask; by default AICORTEX_MODEL, or else one that the servers have"
+    parser.add_argument("--model", metavar="NAME", help=words)
+
+
+def _add_shaping(parser: argparse.ArgumentParser) -> None:
+    """Add what the answer is to be like."""
+    parser.add_argument("--system", metavar="TEXT", help="instructions that go before the conversation")
+    parser.add_argument("--temperature", metavar="T", type=decimal, help="0 for the likeliest words, 1 for variety")
+    parser.add_argument("--max-tokens", metavar="N", type=whole, help="end the answer after so many tokens")
+    parser.add_argument(
+        "--seed", metavar="N", type=whole, help="draw the same chances again: the same server repeats its answer"
+    )
 
 
 def _add_choosing(parser: argparse.ArgumentParser) -> None:
@@ -182,17 +242,10 @@ def _add_choosing(parser: argparse.ArgumentParser) -> None:
         "order for those named with --server"
     )
     parser.add_argument("--routing", metavar="STRATEGY", choices=STRATEGIES, help=words)
-    words = "what belongs together: the server that knows this session is asked again, because it has it in its cache"
-    parser.add_argument("--session", metavar="NAME", help=words)
 
 
 def _add_deadlines(parser: argparse.ArgumentParser) -> None:
     """Add how long things may take, and what follows when they take longer."""
-    words = (
-        "when the first token is so late, ask a second idle server as well; the first to speak gives the answer "
-        "(by default never)"
-    )
-    parser.add_argument("--hedge-after", metavar="SECONDS", type=decimal, help=words)
     words = "how long a server may be silent in the middle of the answer before it has failed (default: %(default)g)"
     parser.add_argument("--stall-timeout", metavar="SECONDS", type=decimal, default=30.0, help=words)
     words = "how long the whole answer may take; the start of the embedded engine and its one download do not count"
@@ -213,11 +266,12 @@ def _add_completion(parser: argparse.ArgumentParser) -> None:
 
 
 CHAT = Command("chat", "[options] [PROMPT ...]", "ask a model, or talk with it", CHAT_EXAMPLES, _add_chat)
+BATCH = Command("batch", "[options] PROMPTS -o FILE", "ask all prompts of a file", BATCH_EXAMPLES, _add_batch)
 EMBEDDED = Command(
     "embedded", "[options]", "run the embedded engine as an Ollama server", EMBEDDED_EXAMPLES, _add_embedded
 )
 COMPLETION = Command(
     "completion", "SHELL", "print a script that lets a shell complete commands", COMPLETION_EXAMPLES, _add_completion
 )
-COMMANDS = (CHAT, MODELS, SERVERS, REFRESH, BENCH, DOCTOR, EMBEDDED, COMPLETION)
+COMMANDS = (CHAT, BATCH, MODELS, SERVERS, REFRESH, BENCH, DOCTOR, EMBEDDED, COMPLETION)
 NAMES = tuple(command.name for command in COMMANDS)

@@ -13,6 +13,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
@@ -23,7 +25,7 @@ from benchmarks import clients, measure, replay, report
 STARTS_PER_REPEAT = 3
 CHILD_TIMEOUT = 600.0  # seconds; a client that hangs ends the run
 SOURCES = [str(replay.ROOT), str(replay.ROOT / "src")]  # the checkout is measured, installed or not
-CHILD = f"import sys; sys.path[:0] = {SOURCES!r}; from benchmarks.measure import main; main()"
+CHILD = f"import sys; sys.path[:0] = {SOURCES!r}; from %s import main; main()"
 
 
 class Run:
@@ -72,21 +74,25 @@ class Run:
     def _child(self, kind: str, name: str) -> dict[str, Any]:  # Any: numbers and lists of them
         """Run one measurement in a fresh process; raise RuntimeError if it fails or loses text."""
         model = self.models.get(kind, measure.FIRST_TOKEN_MODEL)
-        command = [sys.executable, "-I", "-c", CHILD, kind, name, self.url, model]
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=False, timeout=CHILD_TIMEOUT
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"{kind} {name} failed:\n{done.stderr}")
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        result = run_child("benchmarks.measure", [kind, name, self.url, model], self.environment)
         require_whole(name, model, result["size"])
         return result
+
+
+def run_child(module: str, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:  # Any: as above
+    """Run `main` of a module in a fresh process; return the JSON it prints last, or raise RuntimeError."""
+    command = [sys.executable, "-I", "-c", CHILD % module, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=CHILD_TIMEOUT)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def require_whole(name: str, model: str, size: int) -> None:
     """Raise RuntimeError unless `size` is what the client `name` must have read of the answer of `model`."""
     answer = replay.Answer(model)
-    expected = answer.size_bytes if name == "bare" else sum(map(len, answer.texts))
+    expected = answer.size_bytes if name in clients.FLOORS else sum(map(len, answer.texts))
     if size != expected:
         raise RuntimeError(f"{name} read {size} of the {expected} of {model}")
 
@@ -102,9 +108,9 @@ def child_environment(home: str) -> dict[str, str]:
     return kept | {"HOME": home, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
-def is_installed(name: str) -> bool:
-    """Tell whether the packages of the client `name` can be imported here."""
-    return all(find_spec(distribution) is not None for distribution in clients.DISTRIBUTIONS[name])
+def is_installed(distributions: Iterable[str]) -> bool:
+    """Tell whether the packages of a client can be imported here."""
+    return all(find_spec(distribution) is not None for distribution in distributions)
 
 
 def pin(core: int) -> None:
@@ -120,10 +126,10 @@ def cores() -> list[int]:
     return [0]
 
 
-def describe_machine(names: list[str]) -> str:
-    """Return one line: Python, system, cores and the versions of the clients."""
+def describe_machine(distributions: Iterable[str]) -> str:
+    """Return one line: Python, system, cores and the versions of the clients' packages."""
     versions = []
-    for distribution in (distribution for name in names for distribution in clients.DISTRIBUTIONS[name]):
+    for distribution in distributions:
         try:
             versions.append(f"{distribution} {version(distribution)}")
         except PackageNotFoundError:
@@ -140,7 +146,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, help="times everything is measured (3)")
     parser.add_argument(
         "--only",
-        type=_client_names,
+        type=partial(names_among, clients.OPEN),
         default=list(clients.OPEN),
         metavar="CLIENT,CLIENT",
         help=f"clients to measure, of {', '.join(clients.OPEN)}",
@@ -153,12 +159,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _client_names(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in clients.OPEN]:
-        known = ", ".join(clients.OPEN)
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {known}")
-    return [name for name in clients.OPEN if name in names]
+def names_among(known: Iterable[str], text: str) -> list[str]:
+    """Return the known names that `text` lists, in the order of the known; raise ArgumentTypeError for any other."""
+    names, every = text.split(","), list(known)
+    if unknown := [name for name in names if name not in every]:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {', '.join(every)}")
+    return [name for name in every if name in names]
 
 
 def measure_all(options: argparse.Namespace, names: list[str]) -> report.Samples:
@@ -181,8 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure what the command line asks for and print the report; return the exit status."""
     options = parse_arguments(arguments)
     sys.path[:0] = SOURCES
-    names = [name for name in options.only if is_installed(name)]
-    machine = describe_machine(names)
+    names = [name for name in options.only if is_installed(clients.DISTRIBUTIONS[name])]
+    machine = describe_machine(package for name in names for package in clients.DISTRIBUTIONS[name])
     samples = measure_all(options, names)
     if options.json:
         print(json.dumps({"machine": machine, "samples": samples}, indent=1))

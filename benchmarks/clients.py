@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Reading: TypeAlias = tuple[int, int, float]
     Read: TypeAlias = Callable[[str], Reading]
 
+FLOORS = ("bare", "buffered")  # look at no token, and count bytes: `recv`, and the protocols of benchmarks/crowd
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 PROMPT = "Explain how black holes form."
 

@@ -51,8 +51,8 @@ class Answer:
             raise ValueError(f"the replay server knows flood-N and paced-N, not {model!r}")
         self.paced = mode == "paced"
         self.texts = list(itertools.islice(itertools.cycle(TOKENS), int(count)))
-        chunks = [_token_chunk(model, index, text) for index, text in enumerate(self.texts)]
-        chunks.append(_done_chunk(model, len(chunks)) + LAST_CHUNK)
+        chunks = [token_chunk(model, index, text) for index, text in enumerate(self.texts)]
+        chunks.append(done_chunk(model, len(chunks)) + LAST_CHUNK)
         chunks[0] = ANSWER_HEAD + chunks[0]
         self.writes = chunks if self.paced else [b"".join(chunks)]
 
@@ -71,12 +71,14 @@ class Answer:
             connection.sendall(data)
 
 
-def _token_chunk(model: str, index: int, text: str) -> bytes:
+def token_chunk(model: str, index: int, text: str) -> bytes:
+    """Return the HTTP chunk of one token."""
     message = {"role": "assistant", "content": text}
     return _http_chunk({"model": model, "created_at": _moment(index), "message": message, "done": False})
 
 
-def _done_chunk(model: str, tokens: int) -> bytes:
+def done_chunk(model: str, tokens: int) -> bytes:
+    """Return the HTTP chunk of the object that ends an answer of so many tokens."""
     nanoseconds = int(tokens * PACE * 1e9)
     return _http_chunk({
         "model": model, "created_at": _moment(tokens), "message": {"role": "assistant", "content": ""},
@@ -96,10 +98,23 @@ def _http_chunk(value: dict[str, object]) -> bytes:
     return b"%x\r\n%b\r\n" % (len(line), line)
 
 
-def _json_response(status: str, value: Mapping[str, object]) -> bytes:
+def json_response(status: str, value: Mapping[str, object]) -> bytes:
+    """Return a whole response with a JSON body."""
     body = json.dumps(value).encode()
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
+
+
+def documents_of(models: list[str]) -> dict[str, bytes]:
+    """Return the responses to what clients ask before they chat, by path."""
+    entries = [_model_entry(model) for model in models]
+    show = {"details": DETAILS, "capabilities": ["completion"], "template": "{{ .Prompt }}", "model_info": {}}
+    return {
+        "/api/version": json_response("200 OK", {"version": "0.33.0"}),
+        "/api/tags": json_response("200 OK", {"models": entries}),
+        "/api/ps": json_response("200 OK", {"models": entries}),
+        "/api/show": json_response("200 OK", show),
+    }
 
 
 class Replay:
@@ -110,19 +125,7 @@ class Replay:
         self.answers = {model: Answer(model) for model in models}
         self.listener = create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
-        entries = [_model_entry(model) for model in models]
-        show = {
-            "details": DETAILS,
-            "capabilities": ["completion"],
-            "template": "{{ .Prompt }}",
-            "model_info": {},
-        }
-        self.documents = {
-            "/api/version": _json_response("200 OK", {"version": "0.33.0"}),
-            "/api/tags": _json_response("200 OK", {"models": entries}),
-            "/api/ps": _json_response("200 OK", {"models": entries}),
-            "/api/show": _json_response("200 OK", show),
-        }
+        self.documents = documents_of(models)
 
     def serve(self) -> None:
         """Accept connections until the process ends, each on a thread of its own."""
@@ -142,13 +145,13 @@ class Replay:
 
     def _answer(self, connection: socket, path: str, body: bytes) -> None:
         if path != "/api/chat":
-            missing = _json_response("404 Not Found", {"error": f"{path} is not replayed"})
+            missing = json_response("404 Not Found", {"error": f"{path} is not replayed"})
             connection.sendall(self.documents.get(path, missing))
             return
         model = json.loads(body)["model"]
         answer = self.answers.get(model) or self.answers.get(f"{model}:latest")
         if answer is None:
-            missing = _json_response("404 Not Found", {"error": f"model '{model}' not found"})
+            missing = json_response("404 Not Found", {"error": f"model '{model}' not found"})
             connection.sendall(missing)
             return
         answer.send(connection)
@@ -190,9 +193,9 @@ def _model_entry(model: str) -> dict[str, object]:
 
 
 @contextmanager
-def running(models: list[str]) -> Iterator[str]:
-    """Run the server in a process of its own with these models; yield its URL, and end it on the way out."""
-    command = [sys.executable, "-m", "benchmarks.replay", *models]
+def running(models: list[str], module: str = "benchmarks.replay") -> Iterator[str]:
+    """Run the server `module` in a process of its own with these models; yield its URL, and end it on the way out."""
+    command = [sys.executable, "-m", module, *models]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("the replay server was started without its pipes")

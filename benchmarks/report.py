@@ -5,6 +5,7 @@ Samples are `{client: {column: [one value per measurement]}}`, in the units the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -58,10 +59,12 @@ def medians_of(samples: Samples) -> dict[str, dict[str, float]]:
     }
 
 
-def verdicts_on(medians: dict[str, dict[str, float]]) -> list[tuple[str, Target, str]]:
+def verdicts_on(
+    medians: dict[str, dict[str, float]], targets: Iterable[Target] = TARGETS
+) -> list[tuple[str, Target, str]]:
     """Return (`met`, `MISSED` or `not measured`, target, the numbers compared) for each target."""
     verdicts = []
-    for target in TARGETS:
+    for target in targets:
         value = medians.get(target.client, {}).get(target.column)
         reference = medians.get(target.reference, {}).get(target.column) if target.reference else 0.0
         if value is None or reference is None:
@@ -85,11 +88,16 @@ def render(samples: Samples, not_installed: list[str]) -> str:
     for reference in ("bare", "aicortex"):
         if reference in medians:
             parts.append(_table(f"times {LABELS[reference]}", _ratios(medians, medians[reference]), []))
+    return "\n\n".join([*parts, render_verdicts(verdicts_on(medians))])
+
+
+def render_verdicts(verdicts: list[tuple[str, Target, str]]) -> str:
+    """Return the list of targets, each with its verdict and the numbers compared."""
     lines = [
         f"- {verdict}: {target.text} ({numbers})" if numbers else f"- {verdict}: {target.text}"
-        for verdict, target, numbers in verdicts_on(medians)
+        for verdict, target, numbers in verdicts
     ]
-    return "\n\n".join([*parts, "Targets\n" + "\n".join(lines)])
+    return "\n".join(["Targets", *lines])
 
 
 def _ratios(medians: dict[str, dict[str, float]], reference: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -100,13 +108,17 @@ def _ratios(medians: dict[str, dict[str, float]], reference: dict[str, float]) -
 
 
 def _table(title: str, medians: dict[str, dict[str, float]], not_installed: list[str]) -> str:
-    """Return a Markdown table whose columns are aligned for the terminal too."""
     rows = [[title, *COLUMNS.values()]]
     for client in LABELS:
         if client in medians:
             rows.append([LABELS[client], *(number(medians[client][column]) for column in COLUMNS)])
         elif client in not_installed:
             rows.append([LABELS[client], "not installed", *[""] * (len(COLUMNS) - 1)])
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Return rows of cells, the first one the head, as a Markdown table that is aligned for the terminal too."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(row, widths) for row in [rows[0], rule, *rows[1:]])

@@ -162,3 +162,12 @@ def test_whatever_happens_it_is_asked_again(history: list[tuple[str, float, floa
     assert health.state(now) in (CLOSED, HALF_OPEN)
     assert not health.is_looked_at(now)
     assert 0 <= health.unreliable <= 1
+
+
+def test_one_death_is_one_failure() -> None:
+    """Requests that were under way when a server failed do not make its pause longer; one that began later does."""
+    first = Health().failed_with("reset", NOW, seconds=5.0, chance=0.0)
+    both = first.failed_with("reset", NOW + 0.1, seconds=4.0, chance=0.0)
+    assert (both.failures, both.until) == (1, NOW + 5.0)
+    again = both.failed_with("refused", NOW + 6.0, seconds=0.0, chance=0.0)
+    assert (again.failures, again.until) == (2, NOW + 8.0)

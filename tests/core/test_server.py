@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
+
 import pytest
 
 from aicortex import Server
@@ -169,3 +174,11 @@ def test_passwords_are_secrets_as_they_are_meant() -> None:
     server = Server("http://me:p%40ssword@desk")
     assert server.redact("p%40ssword and p@ssword") == "*** and ***"
     assert server.redact_json(b'{"digest": "p@ssword"}') == b'{"digest": "***"}'
+
+
+def test_a_pickled_server_is_found_in_another_process() -> None:
+    """Equal servers have equal hashes, although those of texts differ from process to process."""
+    code = "import pickle, sys; from aicortex import Server; sys.stdout.buffer.write(pickle.dumps(Server('desk')))"
+    pickled = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert {Server("desk"): 1}[pickle.loads(pickled)] == 1
+    assert copy.copy(Server("desk")) == Server("desk")

@@ -157,7 +157,7 @@ def test_the_model_is_described(client):
     assert entry["details"]["parameter_size"] == "134.52M"
     _, [shown] = client.post("/api/show")
     assert shown["capabilities"] == ["completion"]
-    assert shown["model_info"]["llama.context_length"] == 8192
+    assert shown["model_info"]["llama.context_length"] == 4096
     assert "im_start" in shown["template"]
     assert client.get("/api/version")["version"].startswith("0.15.0")
 

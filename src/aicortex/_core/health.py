@@ -112,18 +112,21 @@ class Health(msgspec.Struct, frozen=True):
     ) -> Health:
         """Return the health after a failure of this kind, which took so many seconds; `chance` is from 0 to 1.
 
-        Failures that are not the server's fault change nothing but end its being looked at.
+        Failures that are not the server's fault change nothing but end its being looked at. Of several requests that
+        were under way when it failed, the first one counts: one death is one failure, whatever it took along.
         """
         if kind not in BROKEN_KINDS and kind != BUSY:
             return msgspec.structs.replace(self, looked=0.0, changed=now, requests=self.requests + 1)
-        pause = min(max(FIRST_PAUSE, seconds) * 2.0 ** min(self.failures, 10), LONGEST_PAUSE)
+        is_old_news = self.failures > 0 and now - seconds < self.measured
+        failures = self.failures if is_old_news else self.failures + 1
+        pause = min(max(FIRST_PAUSE, seconds) * 2.0 ** min(failures - 1, 10), LONGEST_PAUSE)
         pause = max(pause, min(retry_after or 0.0, LONGEST_REST / (1 + JITTER))) * (1 + JITTER * chance)
         return msgspec.structs.replace(
             self,
-            failures=self.failures + 1,
+            failures=failures,
             kind=kind,
             cost=seconds,
-            until=now + pause,
+            until=max(self.until, now + pause) if is_old_news else now + pause,
             looked=0.0,
             unreliable=SHARE + (1 - SHARE) * self.unreliable * self.trust(now),
             measured=now,

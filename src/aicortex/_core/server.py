@@ -114,6 +114,12 @@ class Server:
             data = data.replace(secret.encode(), b"***")
         return data
 
+    def __setstate__(self, state: tuple[None, dict[str, object]]) -> None:
+        """Take over what was pickled, but for the hash, which is another one in each process."""
+        for name, value in state[1].items():
+            setattr(self, name, value)
+        self._hash = hash(self._key)
+
     def __repr__(self) -> str:
         return f"Server({self.label!r})"
 

@@ -68,7 +68,11 @@ class Model:
             "details": self._details(),
             "template": template,
             "parameters": "\n".join(f"{name:<30} {value:g}" for name, value in self.served.parameters),
-            "model_info": model_info | {"general.parameter_count": self._header.parameter_count},
+            "model_info": {
+                **model_info,
+                f"{self._header.architecture}.context_length": self.served.context_length,  # clients ask for as much
+                "general.parameter_count": self._header.parameter_count,
+            },
             "capabilities": ["completion"],
         }
 

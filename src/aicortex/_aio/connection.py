@@ -386,6 +386,8 @@ async def _tunnel(found: socket.socket, proxy: Server, server: Server, due: floa
             byte = await _by(loop.sock_recv(found, 1), due)  # one at a time: what follows the head belongs to TLS
             if not byte:
                 break
+            if perf_counter() > due:
+                raise LateError
             head += byte
     except LateError as error:
         raise AttemptFailed(failure_of(TimeoutError(), CONNECT)) from error

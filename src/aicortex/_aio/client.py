@@ -59,8 +59,8 @@ class Exchange(Links[Connection]):
         self._loop: AbstractEventLoop = get_running_loop()
         self._is_driven = False
         self._connecting: Task[None] | None = None  # a step that goes on when its reader gives up waiting
-        self._followers: list[Future[None]] = []  # tasks that wait for the one that moves the answer on
-        self._readers: list[ref[Task[Any]]] = []  # Any: whatever a task returns
+        self._followers: tuple[Future[None], ...] = ()  # tasks that wait for the one that moves the answer on
+        self._readers: tuple[ref[Task[Any]], ...] = ()  # Any: whatever a task returns
         self._is_read_aside = False  # whether some were one read each, for somebody whose name is not known
         self._reader: ref[Task[Any]] | None = None  # the last one of them; Any: as above
         self._waiter: Future[bool] | None = None  # what the driving task waits for
@@ -128,7 +128,7 @@ class Exchange(Links[Connection]):
     async def _follow(self) -> None:
         """Wait until the task that moves the answer on has done so, or has given up."""
         future = self._loop.create_future()
-        self._followers.append(future)
+        self._followers = (*self._followers, future)
         try:
             await future
         except CancelledError:
@@ -145,7 +145,7 @@ class Exchange(Links[Connection]):
             known = [reader() for reader in self._readers]
             alive = [each for each in known if each is not None and each is not task and not each.done()]
             self._is_read_aside |= any(each is not None and _is_read(each) for each in known)
-            self._readers = [*map(ref, alive), self._reader]
+            self._readers = (*map(ref, alive), self._reader)
 
     def _left_by(self, task: Task[Any] | None) -> None:  # Any: whatever the task returns
         """Cancel the answer once a task ends that was cancelled while it read, unless another one reads it too.
@@ -169,10 +169,10 @@ class Exchange(Links[Connection]):
             task = reader()
             if task is not None:
                 task.remove_done_callback(self._reader_ended)
-        self._readers.clear()
+        self._readers = ()
 
     def _wake_followers(self) -> None:
-        followers, self._followers = self._followers, []
+        followers, self._followers = self._followers, ()
         for future in followers:
             _release(future)
 

@@ -34,7 +34,7 @@ from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
 
 NO_ANSWERS = ("load", "unload")  # reasons of a reply that only moved the model (protocol: "Framing")
-RELEASED_PIECES = 64  # decoded pieces of a body that may wait to be dropped
+RELEASED_PIECES = 16  # decoded pieces of a body that may wait to be dropped
 
 
 class Answer(Waiting):

@@ -265,6 +265,7 @@ def test_requests_under_way_are_counted(ask: Ask) -> None:
     """A server counts as busy from the request to the end of the answer, however it ends."""
     with FakeServer(Answer(TEXT), Answer(TEXT), Hang()) as server:
         first, second = ask(server), ask(server)
+        assert server.wait_until(lambda: len(posted(server)) == 2)
         assert under_way(server) == 2
         first.text()
         assert under_way(server) == 1

@@ -20,6 +20,8 @@ from benchmarks.crowd.script import RATE, Script, prompt_of
 from benchmarks.measure import FLOOD_SECONDS, WARM_UP_MODEL
 
 WARM_UP_CROWD = "crowd-8-50:latest"
+ARRIVING = 20  # streams that begin at once: a thousand in one millisecond would show what opening them leaves behind
+ARRIVAL_SECONDS = 0.01  # between them
 OPEN_SECONDS = 1.0  # without another first token: the streams that have none yet do not run at once with the others
 BEGIN_SECONDS = 60.0  # for the first token of all
 END_SECONDS = 60.0  # for the end of all streams that run at once, beyond the time they should take
@@ -102,9 +104,11 @@ async def crowd(client: str, url: str, model: str) -> dict[str, Any]:  # Any: nu
         gc.collect()
         readers = [reader(script, number, times) for number in range(script.streams)]
         before = Moment.now()
-        tasks = [
-            asyncio.create_task(ask(model, prompt_of(number), readers[number].take)) for number in range(script.streams)
-        ]
+        tasks = []
+        for number in range(script.streams):
+            tasks.append(asyncio.create_task(ask(model, prompt_of(number), readers[number].take)))
+            if number % ARRIVING == ARRIVING - 1:
+                await asyncio.sleep(ARRIVAL_SECONDS)
         begun, first = await opened(script, times)
         seconds = script.tokens / RATE
         await asyncio.sleep(first.time + seconds / 2 - time.perf_counter())

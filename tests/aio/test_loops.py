@@ -169,7 +169,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("ending", ["anext(words)", "asyncio.sleep(60)", "stream.text()"])
 def test_control_c_ends_a_program_and_frees_the_server(ending: str) -> None:
     """C11: Ctrl-C in asyncio.run shows a KeyboardInterrupt and nothing else, whatever the program waits for."""
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", ENDS.format(ending=ending)]
+    command = [sys.executable, "-W", "error", "-c", ENDS.format(ending=ending)]
     with (
         FakeServer(STALLING) as server,
         subprocess.Popen([*command, server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program,
@@ -187,7 +187,7 @@ def test_control_c_ends_a_program_and_frees_the_server(ending: str) -> None:
 @pytest.mark.parametrize("ending", ["asyncio.sleep(0)", "stream.__aexit__(None, None, None)"])
 def test_a_program_that_ends_says_nothing(ending: str) -> None:
     """A stream that is open or cancelled at the end of the program leaves no word of it on the terminal."""
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", ENDS.format(ending=ending)]
+    command = [sys.executable, "-W", "error", "-c", ENDS.format(ending=ending)]
     with FakeServer(STALLING) as server:
         ended = subprocess.run([*command, server.url], capture_output=True, text=True, timeout=30, check=False)
         assert (ended.stdout, ended.stderr, ended.returncode) == ("ready\n", "", 0)

@@ -180,3 +180,16 @@ def test_a_request_is_what_h11_accepts() -> None:
     assert isinstance(body, h11.Data)
     assert (request.method, request.target, bytes(body.data)) == (b"POST", b"/api/chat", b'{"a":1}')
     assert dict(request.headers)[b"x-key"] == b"k"
+
+
+def test_dropped_headers_leave_the_connections_fate() -> None:
+    """Once the body comes only one header matters: whether the connection may be used again."""
+    response = fed(b"HTTP/1.1 200 OK\r\nConnection: Close\r\nDate: now\r\nContent-Length: 2\r\n\r\n")
+    response.drop_headers()
+    assert (response.header("connection"), response.header("date")) == ("Close", "")
+    response.take([b"ab"])
+    assert response.complete
+    assert not response.reusable
+    kept = fed(SIZED)
+    kept.drop_headers()
+    assert (kept.headers, kept.reusable) == ({}, True)

@@ -228,8 +228,10 @@ class Answer(Waiting):
         state = self._state
         if progress.heard is not None and state.beside:
             state = replace(state, beside=(), wants=())
-        if before.heard is None and progress.heard is not None and self._comes_late(current):
-            state = replace(state, current=replace(current, is_unheard=True))
+        if before.heard is None and progress.heard is not None:
+            current.response.drop_headers()
+            if self._comes_late(current):
+                state = replace(state, current=replace(current, is_unheard=True))
         self._commit(events, state, self._paced(before, progress, len(events), now))
         self.steady = self._is_open and progress.heard is not None
         if not self.steady:

@@ -140,6 +140,13 @@ class Response:
         whole = self.complete and self.heads == 1 and not self.eof and self.fault is None
         return whole and self._parser.get_http_version() == "1.1" and "close" not in self.header("connection").lower()
 
+    def drop_headers(self) -> None:
+        """Forget the headers once the body is what it should be, but for one that says whether the connection stays."""
+        kept = self.header("connection")
+        self.headers.clear()
+        if kept:
+            self.headers[b"connection"] = kept.encode("latin-1")
+
     def header(self, name: str) -> str:
         """Return a header's value whatever its case, or an empty string."""
         wanted = name.lower().encode()

@@ -99,7 +99,7 @@ def test_a_client_knows_its_servers_models(make: Make) -> None:
     ("told", "error", "words"),
     [
         ({"temprature": 0}, TypeError, r"no argument 'temprature'; did you mean 'temperature'\?"),
-        ({"stream": True}, TypeError, "no argument 'stream'"),
+        ({"stream": True}, TypeError, "takes no 'stream'"),
         ({"messages": []}, TypeError, "they belong to a call"),
         ({"images": [b"x"]}, TypeError, "they belong to a call"),
         ({"timeout": -1}, ValueError, "timeout must be more than 0"),
@@ -249,3 +249,17 @@ def test_a_client_that_was_never_closed(run: Run) -> None:
     with FakeServer(STALLING) as server:
         run(main())
         assert server.wait_for_disconnect(1)
+
+
+def test_the_wrong_kind_of_with_says_what_to_write() -> None:
+    """A client of the other colour is not entered."""
+
+    async def enter_with_async(client: Any) -> None:
+        async with client:
+            pass
+
+    with pytest.raises(TypeError, match="without 'async'"):
+        asyncio.run(enter_with_async(Client()))
+    client: Any = AsyncClient()
+    with pytest.raises(TypeError, match="write 'async with'"), client:
+        pass

@@ -876,3 +876,12 @@ def test_the_docs_on_coming_back(fleet: FakeServer) -> None:
         whole = parse(request("GET", path).read())
         rest = request("GET", path, **{"Last-Event-ID": whole[3][1]})
         assert parse(rest.read()) == whole[4:]
+
+
+@pytest.mark.parametrize("wrong", ["text", 5])
+def test_what_is_no_stream_is_refused(wrong: Any) -> None:
+    """The commonest mistake, a forgotten `await`, is told with what to write."""
+    with pytest.raises(TypeError, match="await achat"):
+        sse_response(wrong)
+    with pytest.raises(TypeError, match="await achat"):
+        asyncio.run(stream_to_websocket(wrong, None))  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from aicortex._sync.pool import Pool
 from aicortex.ask import aanswer, achecked, answer
@@ -97,6 +97,14 @@ class Client(_Defaults):
     def __enter__(self) -> Client:
         return self
 
+    if not TYPE_CHECKING:  # a type checker would take it for what it refuses
+
+        def __aenter__(self) -> NoReturn:
+            raise TypeError("this is a Client: write 'with', without 'async', or use an AsyncClient")
+
+        def __aexit__(self, *_: object) -> None:
+            """Make `async with` get as far as `__aenter__`."""
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -152,6 +160,14 @@ class AsyncClient(_Defaults):
 
     async def __aenter__(self) -> AsyncClient:
         return self
+
+    if not TYPE_CHECKING:  # as above
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError("this is an AsyncClient: write 'async with', not 'with'")
+
+        def __exit__(self, *_: object) -> None:
+            """Make `with` get as far as `__enter__`."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

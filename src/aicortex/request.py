@@ -123,6 +123,8 @@ def checked(
 def check_names(function: str, arguments: Mapping[str, object]) -> None:
     """Raise TypeError, with the name that may be meant, for what is no argument of `chat`."""
     known = checked.__kwdefaults__ or {}
+    if "stream" in arguments:
+        raise TypeError(f"{function}() takes no 'stream': that belongs to a call of chat or achat")
     for name in arguments:
         if name not in known:
             from difflib import get_close_matches

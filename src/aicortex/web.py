@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from starlette.responses import Response
 
+from aicortex.astream import AsyncStream
 from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
     from starlette.websockets import WebSocket
 
-    from aicortex.astream import AsyncStream
 
 FAILED = "failed"  # the type of an event that is in no stream: `failed_event`
 COMMENT = b": keep-alive\n\n"  # a line that begins with a colon is skipped by every reader (HTML standard, 9.2.6)
@@ -53,7 +53,7 @@ async def stream_to_websocket(stream: AsyncStream, websocket: WebSocket) -> str 
     can send its next prompt at any time; None means that the answer was over first. Raises WebSocketDisconnect when
     the client leaves. However this ends, the stream is over.
     """
-    events = aiter(stream)
+    events = aiter(_checked(stream))
     incoming = asyncio.ensure_future(websocket.receive_text())
     incoming.add_done_callback(lambda _: stream.cancel())
     try:
@@ -88,6 +88,7 @@ def sse_response(
     if not keep_alive > 0:
         raise ValueError(f"keep_alive must be seconds above 0, not {keep_alive!r}")
     position = 0
+    _checked(stream)
     if last_event_id:
         position = _find(stream, last_event_id)
         if position < 0:
@@ -101,6 +102,14 @@ def sse_failure(error: Exception) -> Response:
     It has the status 200, because EventSource does not show a page the body of any other.
     """
     return Response(_frame(failed_event(error)), headers=HEADERS, media_type=_EventStream.media_type)
+
+
+def _checked(stream: AsyncStream) -> AsyncStream:
+    if not isinstance(stream, AsyncStream):
+        raise TypeError(
+            f"give what 'await achat(…, stream=True)' returns, an AsyncStream, not a {type(stream).__name__}"
+        )
+    return stream
 
 
 def _name(stream: AsyncStream) -> str:

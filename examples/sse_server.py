@@ -14,6 +14,7 @@ import argparse
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse
 
 from aicortex import achat
@@ -104,6 +105,7 @@ PAGE = """<!doctype html>
 """
 
 app = FastAPI()
+app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # no other name leads here
 
 
 @app.get("/", response_class=HTMLResponse)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse
 
 from aicortex import achat
@@ -120,6 +121,7 @@ PAGE = """<!doctype html>
 """
 
 app = FastAPI()
+app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # no other name leads here
 
 
 @app.get("/", response_class=HTMLResponse)
@@ -142,6 +144,8 @@ async def converse(websocket: WebSocket) -> None:
             prompt = await answer(websocket, prompt, turns) if prompt else await websocket.receive_text()
     except WebSocketDisconnect:
         return
+    except KeyError:  # Starlette's word for a message that is no text
+        await websocket.close(code=1003)
 
 
 def is_same_origin(websocket: WebSocket) -> bool:

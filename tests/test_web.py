@@ -561,6 +561,18 @@ async def test_a_message_stops_the_answer(reply: Reply) -> None:
     assert socket.events[-1]["meta"]["error"] == "StreamCancelledError"
 
 
+@in_loop
+async def test_a_message_of_bytes_stops_the_answer() -> None:
+    """Whatever kind of message the page sends, it is one: it ends the answer and is returned as text."""
+    with FakeServer(STALLING) as server:
+        socket = Socket()
+        watching = socket.watch(await ask(server))
+        await socket.until(lambda: len(socket.got) > 1)
+        socket.says.put_nowait({"type": "websocket.receive", "bytes": "Später".encode()})
+        assert await watching == "Später"
+        assert await has_left(server)
+
+
 @pytest.mark.parametrize("turns", range(12))
 @in_loop
 async def test_no_message_is_lost_at_the_end(turns: int) -> None:

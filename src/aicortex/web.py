@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from starlette.responses import Response
+from starlette.websockets import WebSocketDisconnect
 
 from aicortex.astream import AsyncStream
 from aicortex.errors import AICortexError
@@ -49,12 +50,12 @@ async def stream_to_websocket(stream: AsyncStream, websocket: WebSocket) -> str 
     """Send a stream's events over an accepted WebSocket as they come, each as a text message of JSON.
 
     The last message is the event `end`, or `failed` (see `failed_event`) for an answer that broke off or was stopped.
-    A text message that arrives meanwhile stops the answer, on the model's server too, and is returned, so that a page
+    A message that arrives meanwhile stops the answer, on the model's server too, and is returned, so that a page
     can send its next prompt at any time; None means that the answer was over first. Raises WebSocketDisconnect when
     the client leaves. However this ends, the stream is over.
     """
     events = aiter(_checked(stream))
-    incoming = asyncio.ensure_future(websocket.receive_text())
+    incoming = asyncio.ensure_future(_message(websocket))
     incoming.add_done_callback(lambda _: stream.cancel())
     try:
         async for event in events:
@@ -66,6 +67,15 @@ async def stream_to_websocket(stream: AsyncStream, websocket: WebSocket) -> str 
         incoming.cancel()  # which stops the stream too; without effect on a message that has just come: it is not lost
         await asyncio.wait([incoming])
     return None if incoming.cancelled() else incoming.result()
+
+
+async def _message(websocket: WebSocket) -> str:
+    """Return the next message, one of bytes as the text that it is; `receive_text` knows no other than of text."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1000), message.get("reason"))
+    text: str | None = message.get("text")
+    return bytes(message["bytes"]).decode("utf-8", "replace") if text is None else text
 
 
 def sse_response(

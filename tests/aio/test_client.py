@@ -199,6 +199,26 @@ def test_an_old_timer_does_not_end_a_new_wait(run: Run) -> None:
         run(main())
 
 
+@pytest.mark.parametrize("end", ["whole", "broken", "cancelled"])
+def test_a_stream_that_is_over_leaves_no_timer(run: Run, end: str) -> None:
+    """Its log is not kept until a deadline passes that nobody waits for any more."""
+
+    async def main() -> None:
+        stream = await ask(server, resume="never")
+        await anext(aiter(stream.tokens()))
+        if end == "cancelled":
+            await stream.__aexit__(None, None, None)
+        with suppress(RuntimeError):
+            await stream.text()
+        assert stream.done
+        assert stream._exchange._timer is None
+
+    with FakeServer(
+        Answer(TEXT).then(Reset(), after_tokens=5) if end == "broken" else Answer(TEXT, delay=0.001)
+    ) as server:
+        run(main())
+
+
 def exchanges() -> list[Exchange]:
     """Return all that this process has; other tests may have left some."""
     return [each for each in gc.get_objects() if type(each) is Exchange]

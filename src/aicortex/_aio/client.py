@@ -112,6 +112,7 @@ class Exchange(Links[Connection]):
                 if self._followers:
                     self._wake_followers()
         if not answer.steady and answer.outcome is not None:
+            self._stop_timer()
             self._release_readers()
             self._share()
         return len(log) > position
@@ -266,8 +267,6 @@ class Exchange(Links[Connection]):
                 break
             now = perf_counter()
         self._settle()
-        if answer.outcome is not None:
-            self._stop_timer()
 
     async def _connected(self, task: Task[None]) -> None:
         """Wait until a connection is open, or is not to be had; who gives up waiting leaves it to the next reader."""

@@ -45,6 +45,13 @@ class Layout(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=width, max_help_position=28)
         self._action_max_length = LONGEST_NAME  # argparse forgets that names of commands are indented
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """Name an option's value once, as Python does since 3.13: `-o, --output FILE`."""
+        if len(action.option_strings) < 2 or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
 
 def layout(columns: int | None) -> partial[Layout]:
     """Return what lays out a help that is `columns` wide, by default as the terminal."""

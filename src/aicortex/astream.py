@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
-from aicortex._aio.client import READS, Exchange
+from aicortex._aio.client import Exchange
 from aicortex._core.result import Result
 from aicortex.events import StreamEvent
 
@@ -159,8 +159,3 @@ class AsyncTokens:
             event = await self._cursor.__anext__()
             if event.type == "token":
                 return event.content or ""
-
-
-READS.update(
-    each.__code__ for each in (AsyncStream.text, AsyncStream.result, AsyncCursor.__anext__, AsyncTokens.__anext__)
-)

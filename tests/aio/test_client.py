@@ -415,3 +415,46 @@ def test_a_kept_connection_that_breaks_is_tried_once_more(run: Run, monkeypatch:
     monkeypatch.setattr("aicortex._aio.connection.Connection.is_ready", ready)
     with FakeServer(answer=TEXT) as server:
         run(main())
+
+
+@pytest.mark.parametrize("how", ["task", "gather", "iterator"])
+def test_a_cancelled_task_that_is_a_read_itself_frees_the_server(run: Run, how: str) -> None:
+    """Who cancels a task that is `stream.text()` has cancelled the answer, whoever else holds the stream."""
+
+    async def main() -> None:
+        stream = await ask(server)
+        cursor = aiter(stream)
+        if how == "task":
+            reading: asyncio.Future[Any] = asyncio.create_task(stream.text())
+        elif how == "gather":
+            reading = asyncio.gather(stream.text(), stream.result())
+        else:
+            reading = asyncio.ensure_future(read_all(stream))
+        while stream.text_so_far == "":
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+        await asyncio.get_running_loop().run_in_executor(None, server.wait_for_disconnect, 5)
+        assert server.cancelled == 1
+        assert stream.done
+        del cursor
+
+    with FakeServer(Answer(TEXT).then(Hang(), after_tokens=3)) as server:
+        run(main())
+
+
+def test_a_time_limit_around_a_coroutine_of_ones_own_leaves_the_stream(run: Run) -> None:
+    """`wait_for` is a time limit on every Python, whatever it is put around."""
+
+    async def main() -> None:
+        stream = await ask(server)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(read_all(stream), 0.05)
+        await asyncio.sleep(0.01)
+        assert not stream.done
+        assert await stream.text() == TEXT
+
+    with FakeServer(Answer(TEXT, delay=0.02)) as server:
+        run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from asyncio import (
     AbstractEventLoop,
     CancelledError,
@@ -11,10 +12,10 @@ from asyncio import (
     TimerHandle,
     current_task,
     get_running_loop,
+    tasks,
 )
 from threading import Thread
 from time import perf_counter
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -28,8 +29,6 @@ from aicortex.links import Links
 if TYPE_CHECKING:
     from aicortex.planning import Plan
     from aicortex.request import Call
-
-READS: set[CodeType] = set()  # the coroutines by which a stream is read
 
 
 class Exchange(Links[Connection]):
@@ -61,7 +60,7 @@ class Exchange(Links[Connection]):
         self._connecting: Task[None] | None = None  # a step that goes on when its reader gives up waiting
         self._followers: tuple[Future[None], ...] = ()  # tasks that wait for the one that moves the answer on
         self._readers: tuple[ref[Task[Any]], ...] = ()  # Any: whatever a task returns
-        self._is_read_aside = False  # whether some were one read each, for somebody whose name is not known
+        self._is_read_aside = False  # whether `wait_for` read for a task whose name is not known
         self._reader: ref[Task[Any]] | None = None  # the last one of them; Any: as above
         self._waiter: Future[bool] | None = None  # what the driving task waits for
         self._due = 0.0  # until when, at most
@@ -145,23 +144,22 @@ class Exchange(Links[Connection]):
             self._reader = ref(task)
             known = [reader() for reader in self._readers]
             alive = [each for each in known if each is not None and each is not task and not each.done()]
-            self._is_read_aside |= any(each is not None and _is_read(each) for each in known)
+            self._is_read_aside |= _is_time_limit(task)
             self._readers = (*map(ref, alive), self._reader)
 
     def _left_by(self, task: Task[Any] | None) -> None:  # Any: whatever the task returns
         """Cancel the answer once a task ends that was cancelled while it read, unless another one reads it too.
 
-        A task that goes on, because it set itself a time limit for one read, leaves the answer as it is. Before Python
-        3.12 `wait_for` has a task of its own for that, which is one of the READS and nothing else.
+        A task that goes on, because it set itself a time limit, leaves the answer as it is.
         """
-        if task is not None and not _is_read(task):
+        if task is not None and not _is_time_limit(task):
             task.remove_done_callback(self._reader_ended)  # once is enough
             task.add_done_callback(self._reader_ended)
 
     def _reader_ended(self, task: Task[Any]) -> None:  # Any: as above
         readers = [reader() for reader in self._readers]
         others = [reader for reader in readers if reader is not None and reader is not task]
-        if task.cancelled() and not self._is_read_aside and all(_is_over(other) for other in others):
+        if task.cancelled() and not self._is_read_aside and all(other.done() for other in others):
             self.cancel()
 
     def _release_readers(self) -> None:
@@ -363,12 +361,13 @@ def _release(future: Future[None]) -> None:
         future.set_result(None)
 
 
-def _is_read(task: Task[Any]) -> bool:  # Any: whatever the task returns
-    """Whether a task is one read of a stream and nothing else, as `wait_for` makes them before Python 3.12."""
-    coroutine = task.get_coro()
-    return getattr(coroutine, "cr_code", None) in READS or type(coroutine).__name__ == "anext_awaitable"
+def _is_time_limit(task: Task[Any]) -> bool:  # Any: whatever the task returns
+    """Whether `wait_for` has made a task for what it waits for, as it does before Python 3.12.
 
-
-def _is_over(task: Task[Any]) -> bool:  # Any: as above
-    """Whether a task will not read again; one read was perhaps made for somebody who will."""
-    return task.done() and not _is_read(task)
+    Its end is not that of the task that waits. It is told by what it calls when it is done; Python 3.10 and 3.11, whose
+    own business that is, do not change any more.
+    """
+    if sys.version_info >= (3, 12):
+        return False
+    release = getattr(tasks, "_release_waiter", None)
+    return any(getattr(callback, "func", None) is release for callback, _ in getattr(task, "_callbacks", None) or ())

@@ -256,6 +256,8 @@ async def test_a_silence_that_is_none(seconds: float) -> None:
     """A wrong time between comments is refused."""
     with FakeServer() as server:
         stream = await ask(server)
+        with pytest.raises(ValueError, match="linger"):
+            sse_response(await ask(server), linger=-1)
         with pytest.raises(ValueError, match="keep_alive"):
             sse_response(stream, keep_alive=seconds)
 

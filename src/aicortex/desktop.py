@@ -13,7 +13,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from aicortex.endings import Outcome, mark_of
+from aicortex.endings import Ending, mark_of
 from aicortex.errors import StreamCancelledError
 from aicortex.events import StreamEvent
 from aicortex.stream import Stream
@@ -33,7 +33,7 @@ def stream_to_tk(
     widget: tk.Text,
     *,
     on_event: Callable[[StreamEvent], object] | None = None,
-    on_end: Callable[[Outcome], object] | None = None,
+    on_end: Callable[[Ending], object] | None = None,
 ) -> TextFeed:
     """Show an answer at the end of a text widget as it comes; returns at once, a handle with `cancel()` and `done`.
 
@@ -64,9 +64,9 @@ class TextFeed:
         stream: Source,
         widget: tk.Text,
         on_event: Callable[[StreamEvent], object] | None,
-        on_end: Callable[[Outcome], object] | None,
+        on_end: Callable[[Ending], object] | None,
     ) -> None:
-        self.outcome: Outcome | None = None
+        self.outcome: Ending | None = None
         self._widget = widget
         self._on_event = on_event
         self._on_end = on_end
@@ -107,7 +107,7 @@ class TextFeed:
             if self._on_event is not None:
                 self._on_event(found)
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Ending) -> None:
         self.outcome = outcome
         mark = mark_of(outcome, has_text=bool(self._last_text))
         if mark:
@@ -154,7 +154,7 @@ class Reader(Thread):
 
     def __init__(self, source: Source) -> None:
         super().__init__(daemon=True)
-        self.found: SimpleQueue[StreamEvent | Outcome] = SimpleQueue()
+        self.found: SimpleQueue[StreamEvent | Ending] = SimpleQueue()
         self._source = source
         self._stream = source if isinstance(source, Stream) else None
         self._is_cancelled = False

@@ -5,10 +5,10 @@ from __future__ import annotations
 from aicortex._core.result import Result
 from aicortex.errors import StreamCancelledError
 
-Outcome = Result | Exception
+Ending = Result | Exception
 
 
-def mark_of(outcome: Outcome, *, has_text: bool) -> str:
+def mark_of(outcome: Ending, *, has_text: bool) -> str:
     """Return why what is shown is not the whole answer; `""` when it is."""
     if isinstance(outcome, Result):
         if outcome.finish_reason == "length":

@@ -93,10 +93,13 @@ def sse_response(
     because the reader has had them all, or because the id is not of this stream, the response is 204, upon which
     EventSource does not come back: it never has the same question answered again by itself.
 
-    Raises ValueError for a `keep_alive` that is not above 0, and TypeError for what is no AsyncStream.
+    Raises ValueError for a `keep_alive` that is not above 0 or a `linger` below it, and TypeError for what is no
+    AsyncStream.
     """
     if not keep_alive > 0:
         raise ValueError(f"keep_alive must be seconds above 0, not {keep_alive!r}")
+    if not linger >= 0:
+        raise ValueError(f"linger must be seconds from 0 on, not {linger!r}")
     position = 0
     _checked(stream)
     if last_event_id:

@@ -5,7 +5,6 @@ Every error of the operating system becomes an `AttemptFailed` here and nowhere 
 
 from __future__ import annotations
 
-import os
 import socket
 from asyncio import (
     BufferedProtocol,
@@ -13,40 +12,28 @@ from asyncio import (
     Transport,
     get_running_loop,
     shield,
-    wait_for,
 )
 from asyncio import TimeoutError as LateError  # a TimeoutError of its own before Python 3.11
-from collections.abc import Awaitable
-from contextlib import suppress
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from aicortex._aio import aside
+from aicortex._aio.opening import by, open_socket
 from aicortex._core.failover import AttemptFailed, Failure
 from aicortex._core.http import Response
 from aicortex._core.server import Server
 from aicortex.network import (
     CONNECT,
-    MAX_TUNNEL_HEAD,
     SEND,
-    check_tunnel,
     encode,
     failure_of,
     handshake_timeout,
     head_of,
     is_tls_error,
-    numeric_addresses,
-    prepare,
-    proxy_to,
     tls_context,
-    tunnel_request,
-    unresolved,
 )
 
 if TYPE_CHECKING:
     import ssl
 
-T = TypeVar("T")
 READ_SIZE = 65536  # bytes of one read
 END_SECONDS = 0.005  # how long the end of a body is waited for whose last chunk is here
 MOST_UNREAD = 256 * 1024  # bytes that may wait for a reader; the server waits then
@@ -100,13 +87,8 @@ class Connection(BufferedProtocol):
 
         The connection is in `among` as long as it is open.
         """
-        proxy = proxy_to(server)
-        peer = proxy or server
-        found = await _open(peer.address or peer.host, peer.port, due)
+        found, proxy = await open_socket(server, due)
         try:
-            prepare(found)
-            if server.scheme == "https" and proxy is not None:
-                await _tunnel(found, proxy, server, due)
             context = tls_context(server) if server.scheme == "https" else None
         except BaseException:
             found.close()
@@ -143,7 +125,7 @@ class Connection(BufferedProtocol):
         if plain is None or self._is_lost:
             raise AttemptFailed(failure_of(self._error or ConnectionResetError("closed"), CONNECT))
         try:
-            secured = await _by(loop.start_tls(plain, self, context, server_hostname=server.host), due)
+            secured = await by(loop.start_tls(plain, self, context, server_hostname=server.host), due)
         except LateError as error:
             raise handshake_timeout() from error
         except (OSError, ValueError) as error:
@@ -160,7 +142,7 @@ class Connection(BufferedProtocol):
         if transport is None or self._is_lost:
             raise AttemptFailed(failure_of(self._error or ConnectionResetError("closed"), SEND))
         transport.write(encode(method, path, server, body, self._way))
-        if transport.get_write_buffer_size():
+        if _unsent(transport):
             await self._drain(transport, due)
         return self.response
 
@@ -169,8 +151,8 @@ class Connection(BufferedProtocol):
         self._sent = get_running_loop().create_future()
         transport.set_write_buffer_limits(high=0)
         try:
-            if transport.get_write_buffer_size():
-                await _by(self._sent, due)
+            if _unsent(transport):
+                await by(self._sent, due)
         except LateError:
             words = "does not take the request: its connection is stuck"
             raise AttemptFailed(Failure("stalled", SEND, words)) from None
@@ -294,103 +276,14 @@ class Connection(BufferedProtocol):
             waiter.set_result(True)
 
 
-async def _by(what: Awaitable[T], due: float) -> T:
-    """Wait for something until `due`; raises LateError."""
-    return await wait_for(what, max(due - perf_counter(), 0.001))
-
-
-async def _addresses(host: str, port: int, due: float) -> list[Any]:  # Any: what getaddrinfo gives
-    """Resolve a name by the time `due`; all who ask for it at the same time wait for one thread."""
-    numeric = numeric_addresses(host, port)
-    if numeric is not None:
-        return numeric
-    resolve = aside.do(("address", host, port), lambda: list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+def _unsent(transport: Transport) -> int:
+    """Return how many bytes wait to be sent; before Python 3.11 a TLS transport that was lost does not know."""
     try:
-        return await _by(resolve, due)
-    except LateError:
-        raise unresolved(host, None) from None
-    except (OSError, UnicodeError) as error:
-        raise unresolved(host, error) from error
-
-
-async def _open(host: str, port: int, due: float) -> socket.socket:
-    """Connect to the first address of a name that answers; each gets its share of the time."""
-    addresses = await _addresses(host, port, due)
-    failure = Failure("unreachable", CONNECT, f"the name {host} has no address")
-    for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
-        found = socket.socket(family, kind, protocol)
-        found.setblocking(False)
-        try:
-            await _connect(found, address, perf_counter() + (due - perf_counter()) / left)
-            return found
-        except LateError:
-            found.close()
-            failure = failure_of(TimeoutError(), CONNECT)
-        except OSError as error:
-            found.close()
-            failure = failure_of(error, CONNECT)
-        except BaseException:
-            found.close()
-            raise
-    raise AttemptFailed(failure)
-
-
-async def _connect(found: socket.socket, address: Any, due: float) -> None:  # Any: as above
-    """Connect a socket by the time `due`; raises LateError and OSError.
-
-    `loop.sock_connect` with a time limit takes two tasks more, kilobytes for each of a thousand streams that begin at
-    once; it is used where a loop cannot watch a socket (Windows).
-    """
-    loop, number = get_running_loop(), found.fileno()
-    try:
-        loop.remove_writer(number)
-    except NotImplementedError:
-        return await _by(loop.sock_connect(found, address), due)
-    with suppress(BlockingIOError, InterruptedError):
-        return found.connect(address)
-    done = loop.create_future()
-    timer = loop.call_later(max(due - perf_counter(), 0.001), _fail, done, LateError())
-    loop.add_writer(number, _look, found, done)
-    try:
-        await done
-    finally:
-        loop.remove_writer(number)  # before the socket is closed: another one may get its number
-        timer.cancel()
+        return transport.get_write_buffer_size()
+    except AttributeError:
+        return 0
 
 
 def _release(waiter: Future[bool]) -> None:
     if not waiter.done():
         waiter.set_result(False)
-
-
-def _fail(done: Future[None], error: Exception) -> None:
-    if not done.done():
-        done.set_exception(error)
-
-
-def _look(found: socket.socket, done: Future[None]) -> None:
-    """See what became of a connection that was begun."""
-    number = found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if number:
-        _fail(done, OSError(number, os.strerror(number)))
-    elif not done.done():
-        done.set_result(None)
-
-
-async def _tunnel(found: socket.socket, proxy: Server, server: Server, due: float) -> None:
-    """Ask a proxy for a way through to the server."""
-    loop, head = get_running_loop(), b""
-    try:
-        await _by(loop.sock_sendall(found, tunnel_request(proxy, server)), due)
-        while not head.endswith(b"\r\n\r\n") and len(head) < MAX_TUNNEL_HEAD:
-            byte = await _by(loop.sock_recv(found, 1), due)  # one at a time: what follows the head belongs to TLS
-            if not byte:
-                break
-            if perf_counter() > due:
-                raise LateError
-            head += byte
-    except LateError as error:
-        raise AttemptFailed(failure_of(TimeoutError(), CONNECT)) from error
-    except OSError as error:
-        raise AttemptFailed(failure_of(error, CONNECT)) from error
-    check_tunnel(proxy, head)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from aicortex import Attempt, Result
@@ -24,8 +28,12 @@ def outcome(text: str = "yes", index: int = 0) -> Outcome:
     return Outcome(index, None, text, Result(text, "", "stop", usage, timings, "llama", "http://desk:1", (attempt,)))
 
 
+def read(name: str, data: bytes, shared: dict[str, Any]) -> list[Line]:
+    return read_prompts(name, BytesIO(data), shared)
+
+
 def prompts(*rows: object) -> list[Line]:
-    return read_prompts("p.jsonl", "\n".join(json.dumps(row) for row in rows).encode(), {})
+    return read("p.jsonl", "\n".join(json.dumps(row) for row in rows).encode(), {})
 
 
 def write(path: Path, lines: list[Line]) -> None:
@@ -36,7 +44,7 @@ def write(path: Path, lines: list[Line]) -> None:
 
 def test_prompts_of_json() -> None:
     """Each line that is not blank is a prompt with its own arguments; its number and its place are known."""
-    one, two = read_prompts("p.jsonl", JSON, {})
+    one, two = read("p.jsonl", JSON, {})
     assert (one.number, one.index, one.id, one.prompt) == (
         1,
         0,
@@ -49,7 +57,7 @@ def test_prompts_of_json() -> None:
 
 def test_prompts_of_text() -> None:
     """Each line that is not blank is a prompt as it stands."""
-    one, two = read_prompts("p.txt", "\ufeff 1? \n\n{2?}\r\n".encode(), {})
+    one, two = read("p.txt", "\ufeff 1? \n\n{2?}\r\n".encode(), {})
     assert (one.prompt, two.prompt, two.number) == ({"prompt": " 1? "}, {"prompt": "{2?}"}, 3)
 
 
@@ -65,7 +73,7 @@ def test_prompts_of_text() -> None:
 )
 def test_what_a_file_holds(name: str, data: bytes, is_json: bool) -> None:
     """The name tells JSON from text, or else the first character."""
-    assert [line.is_json for line in read_prompts(name, data, {})] == [is_json]
+    assert [line.is_json for line in read(name, data, {})] == [is_json]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +84,10 @@ def test_what_a_file_holds(name: str, data: bytes, is_json: bool) -> None:
         (b"{}", "give a prompt, or messages"),
         (b'{"prompt": 5}', "prompt must be text"),
         (b'{"prompt": "5", "max_tokens": 0}', "max_tokens must be at least 1"),
-        (b'{"prompt": "5", "temprature": 0}', "there is no argument 'temprature'; did you mean 'temperature'?"),
+        (b'{"prompt": "5", "temprature": 0}', "a prompt has no argument 'temprature'; did you mean 'temperature'?"),
         (b'{"prompt": "5", "servers": ["desk"]}', "names no servers"),
-        (b'{"prompt": "5", "stream": true}', "there is no argument 'stream'"),
+        (b'{"prompt": "5", "stream": true}', "a prompt has no argument 'stream': answers come whole"),
+        (b'{"promt": "5"}', "a prompt has no argument 'promt'; did you mean 'prompt'?"),
         (b'{"prompt": "5", "id": [1]}', "an id is a text or a whole number"),
         (b'{"prompt": "5", "id": true}', "an id is a text or a whole number"),
         (b'{"prompt": "5", "id": "a"}', "the id 'a' is that of line 1 too"),
@@ -88,14 +97,14 @@ def test_what_a_file_holds(name: str, data: bytes, is_json: bool) -> None:
 def test_a_wrong_line_is_named(row: bytes, words: str) -> None:
     """Whatever is wrong with a line is said with the file and the line's number."""
     with pytest.raises(ValueError, match=r"^p\.jsonl:3: ") as raised:
-        read_prompts("p.jsonl", b'{"prompt": "4", "id": "a"}\n\n' + row, {})
+        read("p.jsonl", b'{"prompt": "4", "id": "a"}\n\n' + row, {})
     assert words in str(raised.value)
 
 
 def test_a_digest_is_that_of_the_request() -> None:
     """It changes with what is asked and with what is given for all, but not with the id or the spelling of JSON."""
     digests = [
-        read_prompts("p", row, shared)[0].digest
+        read("p", row, shared)[0].digest
         for row, shared in (
             (b'{"prompt": "1?", "seed": 1}', {}),
             (b'{ "seed":1,"id":7, "prompt": "1\\u003f"}', {}),
@@ -136,7 +145,6 @@ def test_only_what_is_missing_is_left(tmp_path: Path) -> None:
     write(path, prompts(*rows)[:2])
     with Answers(str(path)) as answers:
         assert [line.index for line in answers.missing("p", prompts(*rows))] == [2]
-        assert answers.model == "llama"
         moved = prompts({"prompt": "3?", "id": "c"}, {"prompt": "2?"}, {"prompt": "1?", "id": "a"})
         assert [line.id for line in answers.missing("p", moved)] == ["c"]
 
@@ -187,6 +195,18 @@ def test_a_file_that_is_no_file_of_answers_is_left_alone(tmp_path: Path, data: b
     with pytest.raises(ValueError, match="a:1: is no answer of a batch"):
         Answers(str(path))
     assert path.read_bytes() == data
+
+
+def test_blank_lines_between_answers_are_left_out(tmp_path: Path) -> None:
+    """What an editor adds does no harm, not even before a torn line."""
+    path = tmp_path / "a"
+    lines = prompts({"prompt": "1?"}, {"prompt": "2?"})
+    write(path, lines)
+    one, two = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"\n" + one + b"\r\n" + two[:-9])
+    with Answers(str(path)) as answers:
+        assert [line.index for line in answers.missing("p", lines)] == [1]
+    assert path.read_bytes() == b"\n" + one + b"\r\n"
 
 
 def test_two_answers_to_one_prompt_are_refused(tmp_path: Path) -> None:
@@ -245,6 +265,60 @@ def test_a_failed_write_leaves_whole_answers(tmp_path: Path) -> None:
 
 
 def _row(line: Line) -> bytes:
-    import msgspec
-
     return msgspec.json.encode(Record.of(line, outcome()))
+
+
+def test_a_new_file_without_answers_is_removed(tmp_path: Path) -> None:
+    """Who wrote nothing leaves nothing, but keeps an empty file that was there before."""
+    path = tmp_path / "a"
+    Answers(str(path)).close()
+    assert not path.exists()
+    path.touch()
+    Answers(str(path)).close()
+    assert path.exists()
+
+
+def test_a_file_that_is_being_removed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opens a file that another run then removes does not write where nobody reads."""
+    path = tmp_path / "a"
+    first = Answers(str(path))
+    lock = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        first.close()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(BlockingIOError, match="another run is writing to"):
+        Answers(str(path))
+    monkeypatch.undo()
+    Answers(str(path)).close()
+
+
+def test_prompts_are_read_a_row_at_a_time() -> None:
+    """A wrong line ends the reading: the rows behind it are not taken."""
+    rows = iter([b'{"prompt": "1?"}\n', b"{\n", b'{"prompt": "2?"}\n'])
+    with pytest.raises(ValueError, match=r"^p\.jsonl:2: is no JSON"):
+        read_prompts("p.jsonl", rows, {})
+    assert len([*rows]) == 1
+
+
+def test_the_model_to_ask(tmp_path: Path) -> None:
+    """It is the one that answered the prompts that name none; another one, or answers of several, are refused."""
+    path = tmp_path / "a"
+    lines = prompts({"prompt": "1?", "model": "other"}, {"prompt": "2?"}, {"prompt": "3?"}, {"prompt": "4?"})
+    with Answers(str(path)) as answers:
+        for line, model in zip(lines, ("other", "llama", "llama:latest"), strict=False):
+            answers.add(msgspec.structs.replace(Record.of(line, outcome()), model=model))
+    with Answers(str(path)) as answers:
+        assert answers.model(lines, None) == "llama"
+        assert answers.model(lines, "llama:latest") == "llama:latest"
+        with pytest.raises(
+            ValueError, match=r"a:2: is an answer of llama, and qwen is the model to ask; .* --model llama"
+        ):
+            answers.model(lines, "qwen")
+        answers.add(msgspec.structs.replace(Record.of(lines[3], outcome()), model="qwen"))
+    with Answers(str(path)) as answers:
+        for wanted in (None, "llama"):
+            with pytest.raises(ValueError, match="a:4: is an answer of qwen, and llama is the model to ask"):
+                answers.model(lines, wanted)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from typing import cast
+
 import pytest
 
 from aicortex import Result
-from aicortex.job import Order, Outcome, Progress, count_prompts, prepared
+from aicortex.job import Order, Outcome, Progress, check_parts, count_prompts, prepared
 
 
 def outcome(index: int, *, error: Exception | None = None) -> Outcome:
@@ -57,7 +60,26 @@ def test_how_many_prompts_there_are() -> None:
 
 def test_arguments_are_checked_before_anything_runs() -> None:
     """Nothing wrong gets as far as a server."""
-    with pytest.raises(TypeError, match=r"stream_many\(\) got an unexpected keyword argument 'prompt'"):
-        prepared("stream_many", None, {"prompt": "1?"})
-    with pytest.raises(ValueError, match="per_server"):
-        prepared("stream_many", True, {})
+    for argument, words in (
+        ("prompt", "'prompt'"),
+        ("temprature", "'temprature'; did you mean 'temperature'?"),
+        ("stream", "'stream': answers come whole"),
+        ("messages", "'messages': each prompt has its own"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(f"stream_many() has no argument {words}")):
+            prepared("stream_many", None, {argument: "1?"})
+    for per_server in (True, 0, 1.5, {"desk": 2}):
+        with pytest.raises(ValueError, match="per_server must be a whole number from 1 on"):
+            prepared("stream_many", cast("int", per_server), {})
+
+
+def test_a_prompt_has_the_arguments_of_chat() -> None:
+    """What it does not have is named, with what may be meant; that it does not stream is said as such."""
+    check_parts(["prompt", "id", "messages", "temperature", "servers"])
+    for name, words in (
+        ("promt", "'promt'; did you mean 'prompt'?"),
+        ("stream", "'stream': answers come whole"),
+        (7, "7"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"a prompt has no argument {words}") + "$"):
+            check_parts([name])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
@@ -14,9 +17,10 @@ from aicortex import Server
 from aicortex.ray import COLUMNS, Asker, asker_options, map_dataset
 from aicortex.registry.credentials import entry_of
 from aicortex.registry.store import Registry
-from aicortex.testing import FakeServer, Status
+from aicortex.testing import Answer, Exchange, FakeServer, Reply, Status
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+PATIENCE = 30.0  # seconds until a test gives up; only failing tests wait that long
 SOURCE = str(Path(__file__).parents[1] / "src")
 
 
@@ -56,6 +60,28 @@ def test_answers_become_columns(ray: Any) -> None:
     assert 0 < row["answer_seconds"] < 60
 
 
+@dataclass(frozen=True)
+class Gathered(Reply):
+    """An answer that begins when as many are under way as the barrier wants."""
+
+    barrier: Barrier
+
+    def play(self, exchange: Exchange) -> None:
+        with suppress(BrokenBarrierError):
+            self.barrier.wait(PATIENCE)
+        Answer("yes").play(exchange)
+
+
+def test_small_blocks_are_asked_together(ray: Any) -> None:
+    """Blocks of one row each leave no room at a server empty."""
+    barrier = Barrier(8)
+    with FakeServer(*[Gathered(barrier)] * 8) as server:
+        dataset = ray.from_items([{"prompt": f"{index}?"} for index in range(8)], override_num_blocks=8)
+        answered = map_dataset(dataset, servers=server.url, per_server=8).take_all()
+    assert not barrier.broken
+    assert [row["text"] for row in answered] == ["yes"] * 8
+
+
 def test_what_is_configured_here_holds_there(ray: Any, embedded_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry's servers and the model of the environment go with the work; two workers share a real engine."""
     with Registry() as registry:
@@ -77,9 +103,9 @@ def test_slots_go_with_the_servers() -> None:
     with FakeServer() as server, Registry() as registry:
         registry.add(entry_of(server.url, slots=3))
         options = asker_options({"routing": "fastest", "model": None}, None)
-        assert options["per_server"] == {server.url: 3}
+        assert options["rooms"] == {server.url: 3}
         assert options["arguments"] == {"servers": [Server(server.url)], "routing": "fastest", "resume": "continue"}
-        assert asker_options({}, 2)["per_server"] == 2
+        assert asker_options({}, 2)["rooms"] == 2
 
 
 def test_mistakes(ray: Any) -> None:
@@ -91,7 +117,7 @@ def test_mistakes(ray: Any) -> None:
         map_dataset(dataset, "text")
     with pytest.raises(ValueError, match="workers must be a whole number"):
         map_dataset(dataset, "text", prefix="a_", workers=0)
-    with pytest.raises(TypeError, match=r"map_dataset\(\) got an unexpected keyword argument 'temprature'"):
+    with pytest.raises(TypeError, match=r"map_dataset\(\) has no argument 'temprature'; did you mean"):
         map_dataset(dataset, "text", prefix="a_", temprature=0)
     with pytest.raises(ValueError, match="max_tokens"):
         map_dataset(dataset, "text", prefix="a_", max_tokens=0)

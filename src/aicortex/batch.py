@@ -3,7 +3,8 @@
 A file of prompts has one JSON object a line, or one prompt a line. A file of answers has one JSON object a line, each
 written in one piece once its answer is whole: whatever ends the process leaves at most a torn last line, which the
 next run removes. An answer belongs to its prompt by `id`, else by `index`, and carries the `digest` of what was asked,
-so that answers to other prompts are never taken for these.
+so that answers to other prompts are never taken for these. The model that is asked where a prompt names none is not
+part of it: it stands in the answers, and must stay the same.
 """
 
 from __future__ import annotations
@@ -12,26 +13,30 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeAlias
 
 import msgspec
 
-from aicortex.job import ARGUMENTS, Outcome
+from aicortex._core.ollama import full_name
+from aicortex.job import Outcome, check_parts
 from aicortex.request import checked
+from aicortex.settings import models_meant
 
 JSON_NAMES, TEXT_NAMES = (".jsonl", ".ndjson"), (".txt", ".text")
-ALLOWED = ARGUMENTS - {"servers"}  # a file of prompts does not say where prompts go
+MARK = b"\xef\xbb\xbf"  # that a text is UTF-8
 BEGINNING = b'{"index":'  # of every line of answers
 DIGEST_DIGITS = 16
 LOCK_PLACE = 1 << 62  # the byte that is locked on Windows, where nobody writes
 ADVICE = "write to another file, or move this one away"
+OPTIONS = "--system, --temperature, --max-tokens, --seed"
 Key: TypeAlias = "str | int | tuple[int]"  # an id, or a place among the prompts
 Shared = Mapping[str, Any]  # Any: the arguments of `chat` for all prompts
 
 
-class Line(msgspec.Struct, frozen=True):
+class Line(msgspec.Struct, frozen=True, gc=False):
     """One prompt of a file: `number` is its line from 1, `index` its place among the prompts from 0."""
 
     number: int
@@ -40,6 +45,7 @@ class Line(msgspec.Struct, frozen=True):
     digest: str
     text: str
     is_json: bool
+    has_model: bool
 
     @property
     def key(self) -> Key:
@@ -89,32 +95,36 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-def read_prompts(name: str, data: bytes, shared: Shared) -> list[Line]:
-    """Return the prompts of a file; `shared` are the arguments of `chat` that shape all answers.
+def read_prompts(name: str, rows: Iterable[bytes], shared: Shared) -> list[Line]:
+    """Return the prompts of a file; `shared` are the arguments of `chat` that shape all answers, without the model.
 
     A name that ends in .jsonl or .ndjson stands for JSON objects, .txt for prompts as they are; of any other the first
     character decides: "{" begins JSON. Blank lines are left out. Raises ValueError that names file and line.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{name}:{number}: is not UTF-8 (byte 0x{data[error.start]:02x})") from None
-    is_json = name.endswith(JSON_NAMES) or (not name.endswith(TEXT_NAMES) and text.lstrip().startswith("{"))
+    is_json = name.endswith(JSON_NAMES) if name.endswith(JSON_NAMES + TEXT_NAMES) else None
     found: list[Line] = []
-    known: dict[object, int] = {}
-    for number, row in enumerate(text.split("\n"), 1):  # no other sign ends a line of JSON
-        if not row.strip():
-            continue
+    known: dict[str | int, int] = {}
+    for number, row in enumerate(rows, 1):
         try:
-            line = _line(number, len(found), row.rstrip("\r"), shared, is_json=is_json)
+            text = _decoded(row.removeprefix(MARK) if number == 1 else row)
+            if not text.strip():
+                continue
+            if is_json is None:
+                is_json = text.lstrip().startswith("{")
+            line = _line(number, len(found), text, shared, is_json=is_json)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}:{number}: {error}") from None
-        if line.key in known:
-            raise ValueError(f"{name}:{number}: the id {line.id!r} is that of line {known[line.key]} too")
-        known[line.key] = number
+        if line.id is not None and known.setdefault(line.id, number) != number:
+            raise ValueError(f"{name}:{number}: the id {line.id!r} is that of line {known[line.id]} too")
         found.append(line)
     return found
+
+
+def _decoded(row: bytes) -> str:
+    try:
+        return row.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte 0x{row[error.start]:02x})") from None
 
 
 def _line(number: int, index: int, row: str, shared: Shared, *, is_json: bool) -> Line:
@@ -122,13 +132,14 @@ def _line(number: int, index: int, row: str, shared: Shared, *, is_json: bool) -
     identity = request.pop("id", None)
     if isinstance(identity, bool) or not isinstance(identity, str | int | None):
         raise ValueError("an id is a text or a whole number")
-    for argument in request:
-        if argument not in ALLOWED and argument != "prompt":
-            raise ValueError(_unknown(argument))
+    if "servers" in request:
+        raise ValueError("a file of prompts names no servers: the call does")
+    check_parts(request)
     asked = {"prompt": None, **shared, **request}
     checked(**{name: value for name, value in asked.items() if name != "images"})  # they are read when they are sent
     whole = msgspec.json.encode({**shared, **request}, order="deterministic")
-    return Line(number, index, identity, hashlib.sha256(whole).hexdigest()[:DIGEST_DIGITS], row, is_json)
+    digest = hashlib.sha256(whole).hexdigest()[:DIGEST_DIGITS]
+    return Line(number, index, identity, digest, row, is_json, has_model=request.get("model") is not None)
 
 
 def _request(row: str) -> dict[str, Any]:  # Any: JSON
@@ -141,17 +152,7 @@ def _request(row: str) -> dict[str, Any]:  # Any: JSON
     return found
 
 
-def _unknown(argument: str) -> str:
-    from difflib import get_close_matches
-
-    if argument == "servers":
-        return "a file of prompts names no servers: the call does"
-    similar = get_close_matches(argument, [*ALLOWED, "prompt", "id"], n=1)
-    hint = f"; did you mean {similar[0]!r}?" if similar else ""
-    return f"there is no argument {argument!r}{hint}"
-
-
-class Known(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What is remembered of an answer that is in the file."""
 
     index: int
@@ -168,12 +169,13 @@ class Known(msgspec.Struct, frozen=True):
 class Answers:
     """The file of answers, open and locked until `close`, to append to.
 
-    Opening it removes a torn last line. Raises BlockingIOError when another run has it open, ValueError for what is no
-    file of answers, and OSError.
+    Opening it removes a torn last line, and closing it the file, if that is new and empty. Raises BlockingIOError when
+    another run has it open, ValueError for what is no file of answers, and OSError.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._is_new = not os.path.lexists(path)
         self._known: dict[Key, tuple[int, Known]] = {}  # and their lines
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -182,39 +184,60 @@ class Answers:
             _lock(self._file, path)
             self._read()
         except BaseException:
-            self.close()
+            os.close(self._file)
             raise
 
-    @property
-    def model(self) -> str | None:
-        """The one model that gave all answers that were in the file, if it is one."""
-        models = {known.model for _, known in self._known.values()}
-        return models.pop() if len(models) == 1 else None
-
-    def missing(self, name: str, lines: Sequence[Line]) -> list[Line]:
+    def missing(self, name: str, lines: Iterable[Line]) -> list[Line]:
         """Return the prompts of the file `name` that are not answered yet.
 
         Raises ValueError that names both lines when an answer is not one to these prompts.
         """
-        by_key = {line.key: line for line in lines}
-        for key, (number, known) in self._known.items():
-            line = by_key.pop(key, None)
-            if line is None:
-                said = f"the prompt {known.index}" if known.id is None else f"the id {known.id!r}"
-                raise ValueError(f"{self.path}:{number}: answers {said}, which {name} does not have; {ADVICE}")
-            if line.digest != known.digest:
-                asks = f"something else than {name}:{line.number} asks now, or with other options"
+        left: list[Line] = []
+        others = dict(self._known)
+        for line in lines:
+            number, known = others.pop(line.key, (0, None))
+            if known is None:
+                left.append(line)
+            elif line.digest != known.digest:
+                asks = f"something else than {name}:{line.number} asks now, or with other options ({OPTIONS})"
                 raise ValueError(f"{self.path}:{number}: answers {asks}; {ADVICE}")
-        return list(by_key.values())
+        for number, known in others.values():
+            said = f"the prompt {known.index}" if known.id is None else f"the id {known.id!r}"
+            raise ValueError(f"{self.path}:{number}: answers {said}, which {name} does not have; {ADVICE}")
+        return left
+
+    def model(self, lines: Iterable[Line], wanted: str | None) -> str | None:
+        """Return the model for prompts that name none: `wanted`, else the one that answered those that are answered.
+
+        Raises ValueError that names the line of an answer that another model gave; an alias stands for all of its own.
+        """
+        meant = {full_name(name) for name in models_meant(wanted)} if wanted else set[str]()
+        for line in lines:
+            number, known = self._known.get(line.key, (0, None))
+            if known is None or line.has_model:
+                continue
+            if wanted is None:
+                wanted, meant = known.model, {full_name(known.model)}
+            elif full_name(known.model) not in meant:
+                says = f"is an answer of {known.model}, and {wanted} is the model to ask"
+                raise ValueError(f"{self.path}:{number}: {says}; go on with --model {known.model}, or {ADVICE}")
+        return wanted
 
     def add(self, record: Record) -> None:
         """Append an answer; raises OSError when the disk is full, which leaves a torn line for the next run."""
         data = msgspec.json.encode(record) + b"\n"
-        while data:
-            data = data[os.write(self._file, data) :]
+        self._is_new = False
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise OSError(error.errno, f"{self.path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._is_new:
+            with suppress(OSError):  # Windows removes no file that is open
+                os.unlink(self.path)
         os.close(self._file)
 
     def __enter__(self) -> Answers:
@@ -229,6 +252,9 @@ class Answers:
         size = 0
         for number, row in enumerate(_rows(self._file), 1):
             is_torn = not row.endswith(b"\n")
+            if row.isspace() and not is_torn:
+                size += len(row)
+                continue
             try:
                 known = msgspec.json.decode(row, type=Known)
             except ValueError:
@@ -264,5 +290,7 @@ def _lock(file: int, path: str) -> None:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file).st_nlink:  # a run that wrote nothing has just removed it
+                raise BlockingIOError
     except (BlockingIOError, PermissionError):
         raise BlockingIOError(f"another run is writing to {path}: wait for it, or stop it") from None

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
+from typing import TypeAlias
 
 import msgspec
 
@@ -41,6 +42,7 @@ FLEET_SECONDS = 5.0  # between two looks at the registry
 PATIENCE_SECONDS = 30.0  # how long the whole fleet may be away: as long as a server takes to restart
 DOUBTFUL = BROKEN_KINDS | {"denied", "model_not_found"}  # failures after which a server is asked what it has
 Servers = tuple[str | Server, ...] | None
+Rooms: TypeAlias = "int | Mapping[str, int] | None"  # how many answers at a time of each server, or of those labels
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -168,7 +170,7 @@ class Crew:
             del self.names[server]
             self._due[server] = 0.0
 
-    def ranked(self, per_server: int | Mapping[str, int] | None) -> tuple[list[Server], list[int]]:
+    def ranked(self, rooms: Rooms) -> tuple[list[Server], list[int]]:
         """Return all servers, best first, and of those that are well, which stand first, how many answers they take."""
         having = [server for server in self.fleet.servers if server in self.names]
         choices: list[Choice] = []
@@ -176,20 +178,18 @@ class Crew:
             strategy = self.wish.routing or settings.default_routing(self.fleet.config) or "balanced"
             choices = BOARD.rank([seat_of(server, self.names[server], self.fleet) for server in having], strategy)
         order = [having[choice.server] for choice in choices]
-        rooms = [
-            1 if choice.is_look else self.room(having[choice.server], per_server)
+        free = [
+            1 if choice.is_look else self.room(having[choice.server], rooms)
             for choice in choices
             if not choice.is_resting
         ]
-        return [*order, *(server for server in self.fleet.servers if server not in self.names)], rooms
+        return [*order, *(server for server in self.fleet.servers if server not in self.names)], free
 
-    def room(self, server: Server, per_server: int | Mapping[str, int] | None) -> int:
+    def room(self, server: Server, rooms: Rooms) -> int:
         """Return how many answers a server makes at a time."""
         entry = self.fleet.entries.get(server)
         usual: int = entry.slots if entry is not None else ROOM
-        if isinstance(per_server, Mapping):
-            return per_server.get(server.label, usual)
-        return per_server or usual
+        return rooms.get(server.label, usual) if isinstance(rooms, Mapping) else rooms or usual
 
     def close(self) -> list[asyncio.Task[None]]:
         """Ask nobody any more, and return what is about to end."""
@@ -200,10 +200,10 @@ class Crew:
 
 
 class Dispatcher:
-    """Gives each of many prompts a seat at a server; `per_server` bounds them, by label if it is a mapping."""
+    """Gives each of many prompts a seat at a server."""
 
-    def __init__(self, wish: Wish, per_server: int | Mapping[str, int] | None) -> None:
-        self._per_server = per_server
+    def __init__(self, wish: Wish, rooms: Rooms) -> None:
+        self._rooms = rooms
         self._common = Crew(wish)
         self._crews = {wish: self._common}
         self._taken: dict[str, int] = {}
@@ -222,7 +222,7 @@ class Dispatcher:
     def capacity(self) -> int:
         """How many answers all servers make at a time."""
         crew = self._common
-        return max(sum(crew.room(server, self._per_server) for server in crew.fleet.servers), 1)
+        return max(sum(crew.room(server, self._rooms) for server in crew.fleet.servers), 1)
 
     @property
     def taken(self) -> dict[str, int]:
@@ -293,12 +293,12 @@ class Dispatcher:
                 future.set_result(seat)
 
     def _seat(self, crew: Crew) -> Seat | None:
-        order, rooms = crew.ranked(self._per_server)
+        order, rooms = crew.ranked(self._rooms)
         for place, room in enumerate(rooms):
             server = order[place]
             if self._taken.get(server.label, 0) < room:
                 return Seat(self, crew, [server, *order[:place], *order[place + 1 :]], server.label)
         is_away = not rooms and monotonic() >= self._well_until
-        if is_away and sum(self._taken.values()) < crew.room(order[0], self._per_server):
+        if is_away and sum(self._taken.values()) < crew.room(order[0], self._rooms):
             return Seat(self, crew, order, "")
         return None

@@ -11,19 +11,19 @@ import msgspec
 from aicortex._core.result import Result
 from aicortex._core.server import Server
 from aicortex.ask import aanswer
-from aicortex.dispatch import Dispatcher, Seat, Wish
+from aicortex.dispatch import Dispatcher, Rooms, Seat, Wish
 from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
-from aicortex.request import Call, checked
+from aicortex.request import Call, check_names, checked
 
 if TYPE_CHECKING:
     from aicortex.astream import AsyncStream
 
 Prompt: TypeAlias = "str | Mapping[str, Any]"  # Any: arguments of `chat`
 Prompts: TypeAlias = "Iterable[Prompt] | AsyncIterable[Prompt]"
-PerServer: TypeAlias = "int | Mapping[str, int] | None"
 AHEAD = 4  # how many times as many prompts are taken as the servers can answer at once
-ARGUMENTS = frozenset(checked.__kwdefaults__ or ())  # of `chat`, without the prompt
+PARTS = ("prompt", "id", *(checked.__kwdefaults__ or ()))  # what a prompt may have: the arguments of `chat`
+NOT_FOR_ALL = {"stream": "answers come whole", "messages": "each prompt has its own"}
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -64,18 +64,35 @@ def count_prompts(prompts: object) -> int | None:
     return len(prompts) if isinstance(prompts, Sized) else None
 
 
-def prepared(name: str, per_server: PerServer, arguments: Mapping[str, Any]) -> Callable[[], Job]:
+def check_parts(names: Iterable[object]) -> None:
+    """Raise ValueError, with the name that may be meant, for what a prompt does not have."""
+    for name in names:
+        if name == "stream":
+            raise ValueError(f"a prompt has no argument 'stream': {NOT_FOR_ALL['stream']}")
+        if name not in PARTS:
+            from difflib import get_close_matches
+
+            meant = "".join(f"; did you mean {match!r}?" for match in get_close_matches(str(name), PARTS, n=1))
+            raise ValueError(f"a prompt has no argument {name!r}{meant}")
+
+
+def prepared(name: str, per_server: int | None, arguments: Mapping[str, Any]) -> Callable[[], Job]:
     """Check what is given for all prompts, and return what makes the job."""
-    for argument in arguments:
-        if argument not in ARGUMENTS or argument == "messages":
-            raise TypeError(f"{name}() got an unexpected keyword argument {argument!r}")
-    rooms = per_server.values() if isinstance(per_server, Mapping) else (per_server,)
-    for room in rooms:
-        if room is not None and (isinstance(room, bool) or not isinstance(room, int) or room < 1):
-            raise ValueError(f"per_server must be a whole number from 1 on, not {room!r}")
+    for argument, reason in NOT_FOR_ALL.items():
+        if argument in arguments:
+            raise TypeError(f"{name}() has no argument {argument!r}: {reason}")
+    check_names(name, arguments)
+    if per_server is not None and (isinstance(per_server, bool) or not isinstance(per_server, int) or per_server < 1):
+        raise ValueError(f"per_server must be a whole number from 1 on, not {per_server!r}")
     checked("a prompt", **arguments)
+    return job_maker(per_server, arguments)
+
+
+def job_maker(rooms: Rooms, arguments: Mapping[str, Any]) -> Callable[[], Job]:
+    """Return what makes the job of arguments that are known to be good."""
     wish = _wish(arguments)
-    return lambda: Job(Dispatcher(wish, per_server), arguments)
+    given = {**arguments, "servers": wish.servers}  # which may be iterated once only
+    return lambda: Job(Dispatcher(wish, rooms), given)
 
 
 def _wish(arguments: Mapping[str, Any]) -> Wish:
@@ -197,9 +214,7 @@ def _asked(item: object) -> dict[str, Any]:
         return {"prompt": item}
     if not isinstance(item, Mapping):
         raise ValueError(f"a prompt is a text or a mapping with 'prompt' or 'messages', not {type(item).__name__}")
-    for name in item:
-        if name not in ARGUMENTS and name not in ("prompt", "id"):
-            raise ValueError(f"a prompt has no argument {name!r}: it has 'id' and the arguments of chat")
+    check_parts(item)
     return {"prompt": None, **{name: value for name, value in item.items() if name != "id"}}
 
 

@@ -21,7 +21,7 @@ from aicortex.job import Job, Order, Outcome, Progress, count_prompts, prepared
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from aicortex.job import PerServer, Prompt, Prompts
+    from aicortex.job import Prompt, Prompts
     from aicortex.request import ChatArguments
 
 GLANCE_SECONDS = 1.0  # how long a wait may keep Ctrl-C from being seen, where a lock does
@@ -32,7 +32,7 @@ def stream_many(
     prompts: Iterable[Prompt],
     *,
     ordered: bool = True,
-    per_server: PerServer = None,
+    per_server: int | None = None,
     progress: Callable[[Progress], object] | None = None,
     **arguments: Unpack[ChatArguments],
 ) -> Generator[Outcome, None, None]:
@@ -44,10 +44,10 @@ def stream_many(
     nothing piles up.
     Outcomes come in the order of the prompts, or with `ordered=False` as soon as they are there.
 
-    Each server gets at most `per_server` prompts at a time: by default its registered `slots`, else 4; a mapping says
-    it by address. Whichever has room gets the next one, so that the fast do more; of several that have room, the one
-    that `routing` puts first. A server that fails gets none until it is well; what it was answering goes on at others.
-    While no server is well, prompts wait up to 30 s, then they fail until one is.
+    Each server gets at most `per_server` prompts at a time: by default its registered `slots`, else 4. Whichever has
+    room gets the next one, so that the fast do more; of several that have room, the one that `routing` puts first.
+    A server that fails gets none until it is well; what it was answering goes on at others. While no server is well,
+    prompts wait up to 30 s, then they fail until one is.
 
     `progress` is called with a `Progress` before each outcome, in the thread that iterates. Closing or dropping the
     iterator, and an exception out of the loop, cancel what is under way. What fails for one prompt is in its `.error`;
@@ -57,14 +57,14 @@ def stream_many(
     if isinstance(prompts, AsyncIterable):
         raise TypeError("stream_many() takes no asynchronous iterable: write 'async for … in astream_many(…)'")
     order = Order(count_prompts(prompts), ordered=ordered, progress=progress)
-    return _blocking(iter(prompts), order, prepared("stream_many", per_server, arguments))
+    return blocking(iter(prompts), order, prepared("stream_many", per_server, arguments))
 
 
 def astream_many(
     prompts: Prompts,
     *,
     ordered: bool = True,
-    per_server: PerServer = None,
+    per_server: int | None = None,
     progress: Callable[[Progress], object] | None = None,
     **arguments: Unpack[ChatArguments],
 ) -> AsyncGenerator[Outcome, None]:
@@ -129,7 +129,8 @@ async def _each(prompts: Prompts) -> AsyncGenerator[Prompt, None]:
             yield item
 
 
-def _blocking(prompts: Iterator[Prompt], order: Order, make: Callable[[], Job]) -> Generator[Outcome, None, None]:
+def blocking(prompts: Iterator[Prompt], order: Order, make: Callable[[], Job]) -> Generator[Outcome, None, None]:
+    """Yield what becomes of the prompts, asked by a job in a thread of its own."""
     worker, fault = Worker(make), None
     try:
         width = worker.open()

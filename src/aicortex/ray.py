@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from aicortex import settings
 from aicortex.fleet import find_fleet
-from aicortex.job import Outcome, prepared
-from aicortex.many import stream_many
+from aicortex.job import Order, Outcome, job_maker, prepared
+from aicortex.many import blocking
 
 if TYPE_CHECKING:
     from ray.data import Dataset
     from typing_extensions import Unpack
 
-    from aicortex.job import PerServer
+    from aicortex.dispatch import Rooms
     from aicortex.request import ChatArguments
 
+BATCH_ROWS = (
+    1024  # small blocks are bundled: at the end of each batch slots stand empty; a worker that dies repeats one
+)
 PIECE_ROWS = 64  # so many rows go on to the next step of the pipeline together
 WORKER_CPUS = 0.25  # a worker waits most of the time
 PASSED_ON = ("AICORTEX_EMBEDDED_MODEL", "AICORTEX_EMBEDDED_THREADS")  # each worker would start its own engine
@@ -50,7 +53,7 @@ def map_dataset(
     *,
     prefix: str = "",
     workers: int = 1,
-    per_server: PerServer = None,
+    per_server: int | None = None,
     **arguments: Unpack[ChatArguments],
 ) -> Dataset:
     """Return the dataset with what a model answers to the column `prompt`, once somebody reads it.
@@ -78,14 +81,14 @@ def map_dataset(
     return dataset.map_batches(
         Asker,
         fn_constructor_kwargs=options,
-        batch_size=None,
+        batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=WORKER_CPUS,
     )
 
 
-def asker_options(arguments: Mapping[str, Any], per_server: PerServer) -> dict[str, Any]:  # Any: arguments of `chat`
+def asker_options(arguments: Mapping[str, Any], per_server: int | None) -> dict[str, Any]:  # Any: arguments of `chat`
     """Return what workers are told, with what the configuration here says where the arguments say nothing."""
     fleet = find_fleet(arguments.get("servers"))
     model = arguments.get("model") or settings.default_model(fleet.config)
@@ -97,7 +100,7 @@ def asker_options(arguments: Mapping[str, Any], per_server: PerServer) -> dict[s
     if model:
         given["model"] = settings.models_meant(model, fleet.config)[0]  # aliases are known here alone
     return {
-        "per_server": per_server or {server.label: entry.slots for server, entry in fleet.entries.items()},
+        "rooms": per_server or {server.label: entry.slots for server, entry in fleet.entries.items()},
         "arguments": {
             **{name: value for name, value in configured.items() if value},
             **given,
@@ -117,14 +120,14 @@ def _check_columns(names: list[str], prompt: str, prefix: str) -> None:
 
 
 class Asker:
-    """What a worker does with each block of rows; the arguments are as `map_dataset` has resolved them."""
+    """What a worker does with each batch of rows; the arguments are as `map_dataset` has resolved them."""
 
     def __init__(
         self,
         *,
         prompt: str,
         prefix: str,
-        per_server: PerServer,
+        rooms: Rooms,
         arguments: dict[str, Any],  # Any: arguments of `chat`
         variables: Mapping[str, str],
     ) -> None:
@@ -132,14 +135,15 @@ class Asker:
             os.environ.setdefault(name, value)
         self._prompt = prompt
         self._prefix = prefix
-        self._per_server = per_server
+        self._rooms = rooms
         self._arguments = arguments
 
     def __call__(self, table: Any) -> Iterator[Any]:  # Any: pyarrow has no types
         """Yield the rows with the new columns, a piece at a time."""
         _check_columns(table.column_names, self._prompt, self._prefix)
         prompts = map(_prompt_of, table.column(self._prompt))
-        outcomes = stream_many(prompts, per_server=self._per_server, **self._arguments)
+        order = Order(None, ordered=True, progress=None)
+        outcomes = blocking(prompts, order, job_maker(self._rooms, self._arguments))
         for start in range(0, max(table.num_rows, 1), PIECE_ROWS):
             piece = table.slice(start, PIECE_ROWS)
             yield self._extended(piece, [next(outcomes) for _ in range(piece.num_rows)])

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from typing import Any
 import pytest
 from benchmarks import batch
 
+from aicortex._core.ollama import full_name
 from aicortex.cli.batch import Pace
 from aicortex.job import Progress
 from aicortex.registry.credentials import entry_of
 from aicortex.registry.store import Registry
 from aicortex.testing import Answer, FakeServer, Hang, Status
-from cli.running import PATIENCE, Terminal, finish, here, run, start
+from cli.running import PATIENCE, Terminal, environment, finish, here, run, start
 
 MODEL = "llama3.2:3b"
 
@@ -143,6 +146,50 @@ def test_the_model_of_the_first_run_stays(prompts: Path, tmp_path: Path, capsys:
     assert {record["model"] for record in records(out)} == {"one"}
 
 
+def test_no_other_model_goes_on(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where prompts name no model the answers are of one: another is refused, and that one goes on in any spelling."""
+    out = tmp_path / "a"
+    with FakeServer(models=["one:latest", "two:1b"]) as server:
+        command = ("batch", str(prompts), "-o", str(out), "--server", server.url)
+        assert here(capsys, *command).status == 0
+        rows = [*prompts.read_text("utf-8").splitlines(), '{"prompt": "6?", "model": "two:1b"}', '{"prompt": "8?"}']
+        prompts.write_text("\n".join(rows), "utf-8")
+        monkeypatch.setenv("AICORTEX_MODEL", "two:1b")
+        for options in ((), ("--model", "two:1b")):
+            ended = here(capsys, *command, *options)
+            assert (ended.status, len(records(out))) == (2, 6)
+            said = (
+                rf"{out}:\d: is an answer of one:latest, and two:1b is the model to ask; go on with --model one:latest,"
+            )
+            assert re.search(said, ended.err)
+        assert here(capsys, *command, "--model", "one").status == 0
+        monkeypatch.delenv("AICORTEX_MODEL")
+        assert "already" in here(capsys, *command).err
+    assert {record["index"]: full_name(record["model"]) for record in records(out)} == {
+        **dict.fromkeys([0, 1, 2, 3, 4, 5, 7], "one:latest"),
+        6: "two:1b",
+    }
+
+
+def test_an_alias_may_have_several_models(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model is an alias the answers of all its models are in place, and of no other one."""
+    (tmp_path / "aicortex.toml").write_text('[aliases]\nsmall = ["one", "two:1b"]\n', "utf-8")
+    monkeypatch.setenv("AICORTEX_CONFIG", str(tmp_path / "aicortex.toml"))
+    out = tmp_path / "a"
+    for model in ("two:1b", "one:latest"):
+        out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:3]) if out.exists() else b"")
+        with FakeServer(models=[model]) as server:
+            command = ("batch", str(prompts), "-o", str(out), "--server", server.url)
+            assert here(capsys, *command, "--model", "small").status == 0
+    assert {full_name(record["model"]) for record in records(out)} == {"one:latest", "two:1b"}
+    ended = here(capsys, *command)
+    assert (ended.status, "is the model to ask" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
@@ -175,7 +222,21 @@ def test_files_that_will_not_do(server: FakeServer, prompts: Path, capsys: pytes
     ended = here(capsys, *command, "--seed", "8")
     assert (ended.status, "answers something else than" in ended.err) == (2, True)
     ended = here(capsys, "batch", str(prompts), "-o", str(out.with_name("none") / "a"))
-    assert (ended.status, "No such file or directory" in ended.err) == (1, True)
+    assert (ended.status, f"{out.with_name('none') / 'a'} cannot be written: No such file" in ended.err) == (2, True)
+    ended = here(capsys, "batch", str(prompts), "-o", str(prompts.parent))
+    assert (ended.status, f"{prompts.parent} cannot be written: Is a directory" in ended.err) == (2, True)
+    ended = here(capsys, "batch", str(prompts.parent), "-o", str(out))
+    assert (ended.status, f"{prompts.parent} cannot be read: Is a directory" in ended.err) == (2, True)
+
+
+def test_standard_output_takes_no_answers(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """'-' is no file of answers, and none of that name is made."""
+    monkeypatch.chdir(tmp_path)
+    ended = here(capsys, "batch", str(prompts), "-o", "-")
+    assert (ended.status, "kept in a file to go on with" in ended.err) == (2, True)
+    assert not Path("-").exists()
 
 
 def test_a_model_that_nobody_has(server: FakeServer, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +244,31 @@ def test_a_model_that_nobody_has(server: FakeServer, prompts: Path, capsys: pyte
     out = prompts.with_name("a")
     ended = here(capsys, "batch", str(prompts), "-o", str(out), "--server", server.url, "--model", "lama3.2:3b")
     assert (ended.status, f"did you mean '{MODEL}'?" in ended.err) == (1, True)
-    assert out.read_bytes() == b""
+    assert not out.exists()
+    out.touch()
+    here(capsys, "batch", str(prompts), "-o", str(out), "--server", server.url, "--model", "lama3.2:3b")
+    assert out.read_bytes() == b""  # somebody else made it
+
+
+def test_a_full_disk(server: FakeServer, prompts: Path, tmp_path: Path) -> None:
+    """The file is named, what is whole is counted, and the same command goes on with the rest."""
+    out = tmp_path / "a"
+    command = ["batch", str(prompts), "-o", str(out), "--server", server.url]
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+    code += "from aicortex.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, *command]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=PATIENCE, check=False)
+    count = out.read_bytes().count(b"\n")
+    assert 0 < count < 6
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        [
+            f"aicortex: {count} of 6 prompts answered in {out}; the same command goes on with the rest",
+            f"aicortex: error: input or output failed: {out} cannot be written: File too large",
+        ],
+    )
+    assert run(*command).status == 0
+    assert sorted(record["index"] for record in records(out)) == list(range(6))
 
 
 def test_two_runs_at_once(prompts: Path, tmp_path: Path) -> None:
@@ -235,6 +320,19 @@ def test_a_terminal_shows_how_far_it_is(prompts: Path, tmp_path: Path) -> None:
             terminal.interrupt()
             assert terminal.end() == 130
             assert "3 of 6 prompts answered" in terminal.text()
+
+
+@pytest.mark.parametrize("columns", [24, 40, 50])
+def test_a_narrow_terminal_shows_how_many(tmp_path: Path, columns: int) -> None:
+    """What there is no room for is left out from the end of the line, never the number of answers."""
+    path = tmp_path / "p.txt"
+    path.write_text("why?\n" * 5000, "utf-8")
+    with FakeServer(*[Answer("done")] * 3, answer=Answer("a b").then(Hang(), after_tokens=1), models=[MODEL]) as server:
+        command = ("batch", str(path), "-o", str(tmp_path / "a"), "--server", server.url, "--per-server", "1")
+        with Terminal(*command, columns=columns) as terminal:
+            terminal.wait_for("   3/5000")
+            terminal.interrupt()
+            assert terminal.end() == 130
 
 
 def test_the_pace_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

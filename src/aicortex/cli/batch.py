@@ -17,11 +17,10 @@ from aicortex.job import Progress
 from aicortex.many import stream_many
 from aicortex.settings import default_model
 
-SHAPING = ("model", "system", "temperature", "max_tokens", "seed")  # what another answer comes of
+SHAPING = ("system", "temperature", "max_tokens", "seed")  # what another answer comes of, besides the model
 CARRYING = ("stall_timeout", "timeout", "resume")  # how it is had
 MOST_TOLD = 20  # failures that have a line each
 LINE_SECONDS = 10.0  # between two lines about the progress, where no bar can be drawn
-WIDE = 80  # columns that have room for the servers
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,16 +36,19 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"there is no prompt in {name}")
     if os.path.exists(options.output) and name == options.prompts and os.path.samefile(name, options.output):
         raise ValueError(f"{name} cannot take the answers to itself: name another file with -o")
+    if options.output == "-":
+        raise ValueError("answers are kept in a file to go on with, not written to standard output: -o answers.jsonl")
     try:
         answers = Answers(options.output)
     except BlockingIOError as error:
         note(f"error: {error}")
         return 1
+    except OSError as error:
+        raise ValueError(f"{options.output} cannot be written: {error.strerror}") from None
     with answers:
         missing = answers.missing(name, lines)
         arguments = {**shared, **{name: given[name] for name in CARRYING if given[name] is not None}}
-        if "model" not in arguments and default_model() is None and answers.model:
-            arguments["model"] = answers.model  # as the run before
+        arguments["model"] = answers.model(lines, default_model() if options.model is None else options.model)
         if options.server:
             arguments["servers"] = options.server
         return Batch(name, lines, missing, answers).ask(options.per_server, arguments)
@@ -54,15 +56,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(path: str, shared: dict[str, Any]) -> tuple[str, list[Line]]:  # Any: arguments of `chat`
     if path == "-":
-        name, data = "<stdin>", sys.stdin.buffer.read()
-    else:
-        name = path
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    return name, read_prompts(name, data, shared)
+        return "<stdin>", read_prompts("<stdin>", sys.stdin.buffer, shared)
+    try:
+        with open(path, "rb") as file:
+            return path, read_prompts(path, file, shared)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
 class Batch:
@@ -86,7 +85,7 @@ class Batch:
         try:
             with choose_display(pace) as display:
                 self._ask(per_server, arguments, display)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):
             note(f"{self._so_far()}; the same command goes on with the rest")
             raise
         note(f"{self._so_far()}{pace.told()}")
@@ -213,12 +212,13 @@ class Bar:
     def __init__(self, pace: Pace) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
         self._pace = pace
-        self._is_wide = width() >= WIDE
-        words = TextColumn("{task.description}", markup=False)
-        columns = [BarColumn(20 if self._is_wide else 5), MofNCompleteColumn(), words]
-        self._bar = Progress(*columns, console=Console(stderr=True, highlight=False), transient=True)
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what the others leave
+        words = TextColumn("{task.description}", markup=False, table_column=rest)
+        columns = [BarColumn(width() // 5), MofNCompleteColumn(), words]
+        self._bar = Progress(*columns, console=Console(stderr=True, highlight=False), transient=True, expand=True)
         self._task = self._bar.add_task("looking for servers", total=pace.total, completed=pace.before)
 
     def __enter__(self) -> Bar:
@@ -233,8 +233,7 @@ class Bar:
         pace = self._pace
         pace.tell(progress)
         failed = f", {progress.failed} failed" if progress.failed else ""
-        servers = pace.servers() if self._is_wide else ""
-        words = printable(f"{pace.speed()}{pace.left()}{failed}{servers}".removeprefix(", "))
+        words = printable(f"{pace.left()}{failed}{pace.speed()}{pace.servers()}".removeprefix(", "))
         self._bar.update(self._task, completed=pace.done, description=words)
 
 

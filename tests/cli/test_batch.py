@@ -98,7 +98,18 @@ def test_failures_are_told_and_asked_again(prompts: Path, tmp_path: Path, capsys
 
 
 def test_many_failures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """When everything fails the first twenty have a line, the others are counted."""
+    """Of many failures the first twenty have a line, the others are counted."""
+    path = tmp_path / "p.txt"
+    path.write_text("".join(f"{index}?\n" for index in range(50)), "utf-8")
+    with FakeServer(*[Status(400, {"error": "no such option"})] * 50, models=[MODEL]) as server:
+        ended = here(capsys, "batch", str(path), "-o", str(tmp_path / "a"), "--server", server.url)
+    assert ended.status == 1
+    assert ended.err.count("no such option") == 20
+    assert "50 failed" in ended.err
+
+
+def test_a_dead_fleet_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """When no server has answered anything after twenty failures, the other prompts are not asked."""
     path = tmp_path / "p.txt"
     path.write_text("".join(f"{index}?\n" for index in range(50)), "utf-8")
     with FakeServer(models=[MODEL]) as server:
@@ -106,7 +117,8 @@ def test_many_failures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture
         ended = here(capsys, "batch", str(path), "-o", str(tmp_path / "a"), "--server", server.url)
     assert ended.status == 1
     assert ended.err.count("All servers failed") == 20
-    assert "50 failed" in ended.err
+    assert "the other prompts are not asked" in ended.err
+    assert "20 failed; the same command asks them again" in ended.err
 
 
 def test_options_hold_for_all_prompts(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from aicortex.batch import Answers, Line, Record, read_prompts
 from aicortex.cli.known import names_by_url
 from aicortex.cli.table import counted
 from aicortex.cli.terminal import is_dumb, note, printable, width
+from aicortex.errors import AllServersFailedError
 from aicortex.job import Progress
 from aicortex.many import stream_many
 from aicortex.settings import default_model
@@ -103,6 +104,14 @@ class Batch:
                 self._written += 1
             else:
                 self._tell(line, outcome.error)
+                if self._is_hopeless(outcome.error):
+                    note("no server has answered anything, so the other prompts are not asked")
+                    outcomes.close()
+                    return
+
+    def _is_hopeless(self, error: Exception) -> bool:
+        """Whether asking on is of no use: nothing but failures, as many as are told, and it is the servers."""
+        return not self._written and self._failed == MOST_TOLD and isinstance(error, AllServersFailedError)
 
     def _tell(self, line: Line, error: Exception) -> None:
         self._failed += 1

@@ -132,6 +132,7 @@ def test_connections_are_its_own(make: Make) -> None:
         before = server.connections
         for _ in range(3):
             one.chat("Which?")
+            assert server.wait_until(lambda: server.active == 0)  # the end of the body comes behind the last chunk
         assert server.connections == before + 1
         two.chat("Which?")
         assert server.connections == before + 2

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONNECT = "connect"
 SEND = "send"
+END_SECONDS = 0.005  # how long the end of a body is waited for whose last chunk is here
 MAX_TUNNEL_HEAD = 65536  # bytes of what a proxy may say about the way through
 
 

@@ -125,6 +125,8 @@ def test_a_kept_connection_is_used_again_in_its_loop_alone(run: Run) -> None:
     async def main() -> None:
         for _ in range(20):
             assert await achat("Which?", servers=server.url) == TEXT
+            # the end of the body comes behind the last chunk
+            assert await asyncio.to_thread(server.wait_until, lambda: server.active == 0)
 
     with FakeServer(answer=TEXT) as server:
         assert chat("Which?", servers=server.url) == TEXT  # so that it is known which models there are

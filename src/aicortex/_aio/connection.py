@@ -22,6 +22,7 @@ from aicortex._core.http import Response
 from aicortex._core.server import Server
 from aicortex.network import (
     CONNECT,
+    END_SECONDS,
     SEND,
     encode,
     failure_of,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import ssl
 
 READ_SIZE = 65536  # bytes of one read
-END_SECONDS = 0.005  # how long the end of a body is waited for whose last chunk is here
 MOST_UNREAD = 256 * 1024  # bytes that may wait for a reader; the server waits then
 
 

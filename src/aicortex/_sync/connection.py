@@ -17,6 +17,7 @@ from aicortex._core.http import Response
 from aicortex._core.server import Server
 from aicortex.network import (
     CONNECT,
+    END_SECONDS,
     MAX_TUNNEL_HEAD,
     SEND,
     check_tunnel,
@@ -123,7 +124,7 @@ class Connection:
         """Whether another request may be sent: the last response is whole and the server has not hung up."""
         try:
             if not self.response.ended:
-                self.receive(0.001)
+                self.receive(END_SECONDS)
             quiet = not select.select([self._socket], [], [], 0)[0]
         except (AttemptFailed, OSError, ValueError):
             return False

@@ -34,7 +34,6 @@ from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
 
 NO_ANSWERS = ("load", "unload")  # reasons of a reply that only moved the model (protocol: "Framing")
-RELEASED_PIECES = 16  # decoded pieces of a body that may wait to be dropped
 
 
 class Answer(Waiting):
@@ -46,7 +45,7 @@ class Answer(Waiting):
     read on without asking for the next step. `spare` is the reply that said it was done, before its framing ended.
     """
 
-    __slots__ = ("_is_open", "_released", "spare")
+    __slots__ = ("_is_open", "spare")
 
     def __init__(
         self,
@@ -76,7 +75,6 @@ class Answer(Waiting):
             resume=resume,
         )
         self._hedge = Hedge(Budget()) if hedge is None else hedge
-        self._released: tuple[Response | None, int] = (None, 0)  # of whose body so many pieces were dropped
         # with a deadline for the whole each read has another time, and the pace is looked at between reads
         self._is_open = deadlines.total is None and deadlines.pace is None
         self.spare: Response | None = None
@@ -218,8 +216,7 @@ class Answer(Waiting):
             self._commit(events, self._state, progress)
         else:
             self._commit_first(current, events, before, progress, now)
-        if lines.start > RELEASED_PIECES:
-            self._release(response, lines.start)
+        response.drop_pieces(lines.start)
 
     def _commit_first(
         self, current: Try, events: list[StreamEvent], before: Progress, progress: Progress, now: float
@@ -252,15 +249,6 @@ class Answer(Waiting):
             self._take_rare(message, events, progress.index, now + self._zero)
         self.spare = current.response
         self._finish(current, chunk, events, progress, now)
-
-    def _release(self, response: Response, end: int) -> None:
-        """Drop pieces that were decoded, in place because the parser appends to this list."""
-        whose, begin = self._released
-        if whose is not response:
-            begin = 0
-        if end > begin + RELEASED_PIECES:
-            response.body[begin:end] = [b""] * (end - begin)
-            self._released = (response, end)
 
     def _take_behind_seam(
         self, current: Try, chunks: list[Chunk], after: Progress, *, ended: bool, fault: str | None, now: float

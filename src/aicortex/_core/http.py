@@ -13,6 +13,7 @@ from operator import length_hint
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 MAX_HEAD_BYTES = 64 * 1024
+KEPT_PIECES = 16  # of a body that were decoded and may wait to be dropped
 FIRST = (0,)
 MANY = range(1 << 30)  # its iterator's `__next__` is a C function that counts its calls, in 100 bytes
 exhaust = deque[object](maxlen=0).extend  # runs an iterator of C functions without any Python bytecode between
@@ -46,7 +47,19 @@ class Response:
     everything before it was kept. A body without a length ends with the connection: whoever reads sets `eof`.
     """
 
-    __slots__ = ("_begun", "_heads", "_parser", "_tails", "body", "eof", "fault", "feed", "head_bytes", "headers")
+    __slots__ = (
+        "_begun",
+        "_dropped",
+        "_heads",
+        "_parser",
+        "_tails",
+        "body",
+        "eof",
+        "fault",
+        "feed",
+        "head_bytes",
+        "headers",
+    )
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
@@ -54,6 +67,7 @@ class Response:
         self.fault: str | None = None
         self.eof = False
         self.head_bytes = 0
+        self._dropped = 0  # pieces of the body
         self._begun, self._heads, self._tails = iter(MANY), iter(MANY), iter(MANY)
         sinks = Sinks()
         sinks.on_message_begin = self._begun.__next__
@@ -139,6 +153,13 @@ class Response:
         """Whether the connection may carry another request after this one."""
         whole = self.complete and self.heads == 1 and not self.eof and self.fault is None
         return whole and self._parser.get_http_version() == "1.1" and "close" not in self.header("connection").lower()
+
+    def drop_pieces(self, end: int) -> None:
+        """Drop the pieces of the body before this one, which were decoded; in place: the parser appends to the list."""
+        begin = self._dropped
+        if end > begin + KEPT_PIECES:
+            self.body[begin:end] = [b""] * (end - begin)
+            self._dropped = end
 
     def drop_headers(self) -> None:
         """Forget the headers once the body is what it should be, but for one that says whether the connection stays."""

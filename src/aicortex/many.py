@@ -223,7 +223,6 @@ class Worker:
             await self._job.close()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
         with suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._task)
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())

@@ -4,6 +4,7 @@
     ├── ModelNotFoundError     (ValueError)    no server that answered has the model
     ├── RequestRejectedError   (ValueError)    a server says that the request itself is wrong
     ├── CredentialError        (ValueError)    a secret that an entry of the registry refers to is not there
+    ├── OutputValidationError  (ValueError)    the whole answer is not what the format wants: .text, .reason
     ├── AllServersFailedError  (RuntimeError)  every attempt failed: .attempts
     │   └── StreamInterruptedError             the answer broke off and cannot go on: .partial
     ├── StreamCancelledError   (RuntimeError)  somebody called cancel(): .partial
@@ -54,6 +55,18 @@ class RequestRejectedError(AICortexError, ValueError):
 
 class CredentialError(AICortexError, ValueError):
     """A server's key or header is to come from a variable or the keyring and is not there; the message names which."""
+
+
+class OutputValidationError(AICortexError, ValueError):
+    """The model's whole answer does not have the form that was asked for.
+
+    `text` is the answer, `reason` what is wrong with it, and where.
+    """
+
+    def __init__(self, message: str, *, text: str = "", reason: str = ""):
+        super().__init__(message)
+        self.text = text
+        self.reason = reason
 
 
 class AllServersFailedError(AICortexError, RuntimeError):

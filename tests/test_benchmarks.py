@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import h11
 import pytest
-from benchmarks import replay, report
+from benchmarks import partials, replay, report
 from benchmarks.__main__ import child_environment, parse_arguments, require_whole
 
 MODELS = ["flood-40:latest", "paced-3:latest"]
@@ -229,3 +229,14 @@ def test_json_holds_every_sample() -> None:
         "flood_cpu_us": 1, "flood_wall_us": 1, "paced_cpu_us": 1,
         "warm_first_token_ms": 50, "import_ms": 3, "start_first_token_ms": 3,
     }  # fmt: skip
+
+
+def test_growing_values_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """A small run of `benchmarks.partials` prints a row for each kind of answer; wrong numbers are refused in words."""
+    assert partials.main(["--size", "10000", "--repeat", "1"]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert [row[0].strip() for row in rows[2:]] == ["one long string", "a list of 204 objects", "deep mixture"]
+    assert {len(row) for row in rows} == {len(partials.HEADER)}
+    with pytest.raises(SystemExit):
+        partials.main(["--size", "9"])
+    assert "--size must be at least 10000" in capsys.readouterr().err

@@ -54,7 +54,8 @@ class FakeServer:
     `models` are names, or a mapping of names to digests; by default a digest depends on the name alone.
     `everything` is the reply to every request whatever it asks, `paths` to every request for these paths;
     like `continuation` they are attributes too, and what is set there holds from the next request on. `require`
-    names headers without which every request gets 401. `tls` is a server-side context. Use as a context manager,
+    names headers without which every request gets 401. `capabilities` are what /api/show says that the models can do.
+    `tls` is a server-side context. Use as a context manager,
     or call `start` and `stop`. An unknown `template` raises `ValueError`.
 
     `requests` lists the requests in the order they came, complete when it lists them; `connections` counts
@@ -74,6 +75,7 @@ class FakeServer:
         require: Mapping[str, str] | None = None,
         everything: Reply | None = None,
         paths: Mapping[str, Reply] | None = None,
+        capabilities: Sequence[str] = ("completion", "tools", "thinking", "vision"),
     ) -> None:
         if template not in TEMPLATES:
             raise ValueError(f"there is no template {template!r}, only {', '.join(TEMPLATES)}")
@@ -89,6 +91,7 @@ class FakeServer:
         self.host = "127.0.0.1"
         self.port = 0
         self._script = deque(replies)
+        self._capabilities = list(capabilities)
         self._answer = Answer(answer) if isinstance(answer, str) else answer
         self._models = dict(models) if isinstance(models, Mapping) else {name: _digest(name) for name in models}
         self._version = version
@@ -300,7 +303,7 @@ class FakeServer:
         if _tagged(request.model) not in map(_tagged, self._models):
             return Status(404)
         if request.path == "/api/show":
-            return Status(200, _show(self.template))
+            return Status(200, _show(self.template) | {"capabilities": self._capabilities})
         try:
             generation = read_generation(request, self.template)
         except ValueError as error:
@@ -360,7 +363,6 @@ def _show(template: str) -> dict[str, Any]:  # Any: JSON values
         "template": TEMPLATES[template],
         "details": DETAILS,
         "model_info": {"general.architecture": "llama", "llama.context_length": CONTEXT_LENGTH},
-        "capabilities": ["completion", "tools", "thinking"],
     }
 
 

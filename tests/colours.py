@@ -95,6 +95,9 @@ class BlockingStream:
     def result(self) -> Result:
         return self._portal.run(self._stream.result())
 
+    def object(self) -> Any:
+        return self._portal.run(self._stream.object())
+
     @property
     def text_so_far(self) -> str:
         return self._stream.text_so_far

@@ -55,12 +55,15 @@ def _nothing_known_yet(
     _clean_environment.setenv("AICORTEX_DATA_DIR", str(_own_folder / name))  # made by the first write
     _clean_environment.setenv("XDG_CONFIG_HOME", str(_own_folder / "config"))
     yield
-    modules = {name: sys.modules.get(f"aicortex.{name}") for name in ("fleet", "planning", "board", "in_flight")}
+    knowing = ("fleet", "planning", "board", "in_flight", "abilities")
+    modules = {name: sys.modules.get(f"aicortex.{name}") for name in knowing}
     pool, links = sys.modules.get("aicortex._sync.pool"), sys.modules.get("aicortex.links")
     names = sys.modules.get("aicortex._sync.names")
     if modules["fleet"] is not None:
         modules["fleet"]._alive.clear()
         modules["fleet"]._made.clear()
+    if modules["abilities"] is not None:
+        modules["abilities"]._known.clear()
     if modules["planning"] is not None:
         modules["planning"]._known.clear()
     if modules["board"] is not None:

@@ -70,7 +70,10 @@ def test_everything_that_can_be_sent(chat: Chat) -> None:
 @pytest.mark.parametrize("shape", ["json", SCHEMA])
 def test_tools_and_format_are_passed_through(chat: Chat, shape: str | dict[str, Any]) -> None:
     """Schemas reach the server as they are, and an empty list of tools is none."""
-    body = sent(chat, tools=(TOOL,), format=shape)
+    with FakeServer(answer='{"answer": "Hello."}') as server:
+        assert chat("Hi", servers=server.url, tools=(TOOL,), format=shape) == {"answer": "Hello."}
+        body = server.requests[-1].json
+    assert isinstance(body, dict)
     assert (body["tools"], body["format"]) == ([TOOL], shape)
     assert "tools" not in sent(chat, tools=[])
 
@@ -161,7 +164,7 @@ def test_the_callers_messages_are_not_changed(chat: Chat) -> None:
         ({"tools": [{"type": "function", "function": {"name": "add", "parameters": object()}}]}, "must be JSON"),
         ({"format": "yaml"}, "format must be 'json'"),
         ({"format": {}}, "format must be 'json'"),
-        ({"format": {"type": object()}}, "must be JSON"),
+        ({"format": {"type": object()}}, "format is no JSON"),
         ({"servers": [1]}, "list of addresses"),
         ({"keep_alive": object()}, "keep_alive must be a number"),
         ({"stall_timeout": 1e10}, "stall_timeout must be at most"),
@@ -263,3 +266,13 @@ def test_hedge_after_nothing_asks_two_at_once(chat: Chat) -> None:
     with FakeServer(Hang()) as one, FakeServer(answer=ANSWER) as two:
         assert chat("Hi", servers=[one.url, two.url], hedge_after=0) == ANSWER
         assert one.wait_for_disconnect(1)
+
+
+def test_a_model_that_cannot_see(chat: Chat) -> None:
+    """An image for a model whose server says that it cannot see is refused, and the question is not asked."""
+    with FakeServer(capabilities=["completion"]) as server:
+        with pytest.raises(ValueError, match="the model 'fake:latest' cannot see images"):
+            chat("What is it?", images=[PNG], servers=server.url)
+        assert "/api/chat" not in [request.path for request in server.requests]
+    with FakeServer(answer="A dot.", capabilities=[]) as server:
+        assert chat("What is it?", images=[PNG], servers=server.url) == "A dot."

@@ -153,6 +153,23 @@ def test_tool_calls() -> None:
     assert "calls add with {&#x27;a&#x27;: 1}" in html_of(page)
 
 
+def test_results_of_tools() -> None:
+    """What a tool returned, or what went wrong with it, stands there too."""
+
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    calls = [("add", {"a": 1, "b": 2}), ("add", {"a": 1})]
+    with FakeServer(Answer("", tool_calls=calls), answer="3") as server:
+        page = Page()
+        for event in chat("1 + 2?", tools=[add], servers=[server.url], stream=True):
+            page.take(event)
+            if event.type == "tool_call":
+                assert page.remarks[-1] == "waiting for add"
+    assert "add: returned 3" in page.remarks
+    assert "add: Error: add was not called: the argument 'b' is missing" in " ".join(page.remarks)
+
+
 class Watcher(NotebookClient):
     """Runs cells, and lets a test look at each message of the kernel when it comes."""
 

@@ -33,7 +33,7 @@ WEIGHTS, OTHER_WEIGHTS, UNKNOWN = {"fake:latest": "a" * 64}, {"fake:latest": "b"
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
 THOUGHT = "Hills first."
 CALL = ("look_up", {"river": "Rhine"})
-IMAGE = b"\x89PNG the size of a dot"
+IMAGE = b"\x89PNG\r\n\x1a\n the size of a dot"
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from msgspec.structs import replace
 
 from aicortex._sync.client import Exchange
 from aicortex._sync.pool import POOL
 from aicortex.errands import Steps, run
-from aicortex.fleet import finding
+from aicortex.errors import OutputValidationError
+from aicortex.fleet import Fleet, finding
 from aicortex.planning import Plan, planning
 from aicortex.request import Call, check_names, checked, opening_of
 from aicortex.settings import resumes_by_default
@@ -20,17 +21,45 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from aicortex._aio.pool import Pools
+    from aicortex._core.result import Result
     from aicortex._sync.pool import Pool
     from aicortex.astream import AsyncStream
-    from aicortex.request import ChatArguments, Format, Image, MessageDict, Options, Routing, Servers, Tool
+    from aicortex.calling import OnToolCall
+    from aicortex.images import Image
+    from aicortex.request import (
+        AnyTool,
+        Arguments,
+        ChatArguments,
+        Format,
+        MessageDict,
+        Options,
+        Routing,
+        Servers,
+    )
+
+T = TypeVar("T")
 
 
 @overload
 def chat(prompt: str | None = None, *, stream: Literal[True], **arguments: Unpack[ChatArguments]) -> Stream: ...
 @overload
-def chat(prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]) -> str: ...
+def chat(
+    prompt: str | None = None, *, format: type[T], stream: Literal[False] = False, **arguments: Unpack[Arguments]
+) -> T: ...
 @overload
-def chat(prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]) -> Stream | str: ...
+def chat(
+    prompt: str | None = None,
+    *,
+    format: Literal["json"] | Mapping[str, Any],  # Any: JSON
+    stream: Literal[False] = False,
+    **arguments: Unpack[Arguments],
+) -> Any: ...  # Any: JSON
+@overload
+def chat(
+    prompt: str | None = None, *, format: None = None, stream: Literal[False] = False, **arguments: Unpack[Arguments]
+) -> str: ...
+@overload
+def chat(prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]) -> Any: ...  # Any: as above
 def chat(
     prompt: str | None = None,
     *,
@@ -46,7 +75,10 @@ def chat(
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
     options: Options | None = None,
-    tools: Sequence[Tool] | None = None,
+    tools: Sequence[AnyTool] | None = None,
+    on_tool_call: OnToolCall | None = None,
+    max_steps: int = 10,
+    tool_timeout: float | None = 60.0,
     format: Format | None = None,
     keep_alive: str | float | None = None,
     servers: Servers = None,
@@ -59,15 +91,21 @@ def chat(
     connect_timeout: float = 5.0,
     stall_timeout: float = 30.0,
     min_tokens_per_second: float | None = None,
-) -> Stream | str:
+) -> Stream | Any:  # Any: text, or what `format` wants
     """Ask a model and return its answer: as text, or with `stream=True` as a `Stream` of events.
 
     What is asked is `messages` (dictionaries with `role` and `content`, oldest first) followed by `prompt` as the
     user's message; `system` goes in front, `images` (paths, bytes or data URLs) belong to the last user message.
     `think` asks a thinking model to think, or not to. `temperature`, `top_p`, `max_tokens`, `stop` and `seed` are
     what Ollama calls temperature, top_p, num_predict, stop and seed; `options` takes any other of its options.
-    `tools` are JSON schemas of functions, whose calls are events and are not run; `format` is "json" or a JSON schema
-    that binds the answer. `keep_alive` is how long the server keeps the model in memory ("5m", seconds, 0, -1).
+    `keep_alive` is how long the server keeps the model in memory ("5m", seconds, 0, -1).
+
+    `tools` are functions that the model may call, `Tool` objects, or JSON schemas of functions, whose calls are only
+    events. A call runs once its `tool_call` event was read, for `tool_timeout` seconds at most, and never twice;
+    `on_tool_call` is asked before, and may deny it, change its arguments or answer it (see `ToolCall`). The model goes
+    on with what they returned, for `max_steps` turns at most. `format` binds the answer: "json", a JSON schema, or a
+    type (dataclass, msgspec.Struct, TypedDict, pydantic model, list[…] …), of which an object is returned. An answer
+    that is none is asked for once more, with what was wrong; with `stream=True` see `Stream.object`.
 
     `servers` are addresses, names from the registry or `Server` objects, best first; without them AICORTEX_SERVERS, the
     registry with the configuration files, the local Ollama and the embedded engine are looked at, in this order.
@@ -86,6 +124,7 @@ def chat(
     the whole answer. A server that stays below `min_tokens_per_second` is left if another one can go on. Asking the
     servers which models they have (2 s at most) and starting the embedded engine do not count.
 
+    Raises OutputValidationError (with the text) when also the second answer is not what `format` asks for.
     Raises ValueError or TypeError for wrong arguments, ModelNotFoundError (a ValueError, with close matches) when no
     server has the model, CredentialError (a ValueError) when no registered server's key is to be had, and RegistryError
     when the registry is needed and cannot be read. What servers do wrong shows in the stream: see `Stream`. Without
@@ -105,6 +144,9 @@ def chat(
         seed=seed,
         options=options,
         tools=tools,
+        on_tool_call=on_tool_call,
+        max_steps=max_steps,
+        tool_timeout=tool_timeout,
         format=format,
         keep_alive=keep_alive,
         servers=servers,
@@ -121,16 +163,41 @@ def chat(
     return answer(call, stream=stream)
 
 
-def answer(call: Call, *, stream: bool, pool: Pool = POOL) -> Stream | str:
-    """Send the request of a call, and return its stream or its text."""
+def answer(call: Call, *, stream: bool, pool: Pool = POOL) -> Stream | Any:  # Any: text, or what `format` wants
+    """Send the request of a call, and return its stream, its text, or the object that its format wants."""
+    if stream:
+        return _opened(call, pool)
+    if call.shape is None:
+        with _opened(call, pool) as opened:
+            return opened.text()
+    with _opened(replace(call, over=None), pool) as opened:
+        result = opened.result
+    found, again = validated(call, result)
+    if again is not None:
+        with _opened(again, pool) as opened:
+            result = opened.result
+        found = call.shape.read(result.text)
+    if call.over is not None:
+        call.over(result, list(result.messages))
+    return found
+
+
+def _opened(call: Call, pool: Pool) -> Stream:
     call, route = run(deciding(call))
     exchange = Exchange(call, route, pool)
     exchange.start()
-    opened = Stream(exchange)
-    if stream:
-        return opened
-    with opened:
-        return opened.text()
+    return Stream(exchange)
+
+
+def validated(call: Call, result: Result) -> tuple[Any, Call | None]:  # Any: what `format` wants
+    """Return the object that an answer stands for, or the call that asks for it once more."""
+    assert call.shape is not None  # that is when this is called
+    try:
+        return call.shape.read(result.text), None
+    except OutputValidationError as error:
+        complaint = {"role": "user", "content": call.shape.complaint(error)}
+        question = call.question.behind([*result.messages, complaint])
+        return None, replace(call, question=question, over=None)
 
 
 def deciding(call: Call) -> Steps[tuple[Call, Plan]]:
@@ -140,7 +207,19 @@ def deciding(call: Call) -> Steps[tuple[Call, Plan]]:
     question = call.question
     opening = opening_of(question.messages, call.session)
     route = yield from planning(question.model, fleet, routing=call.routing, opening=opening)
+    if question.has_images and route.servers:
+        yield from _checking_sight(route, fleet)
     return replace(call, resume=resume), route
+
+
+def _checking_sight(route: Plan, fleet: Fleet) -> Steps[None]:
+    """Raise ValueError for a model that is known not to see images."""
+    from aicortex.abilities import VISION, checking, having
+    from aicortex.images import check_sight
+
+    name = route.names[0] if route.names else route.model
+    abilities = yield from checking(name, route.servers[0])
+    check_sight(name, abilities, having(VISION, fleet.servers))
 
 
 @overload
@@ -149,15 +228,25 @@ async def achat(
 ) -> AsyncStream: ...
 @overload
 async def achat(
-    prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
-) -> str: ...
+    prompt: str | None = None, *, format: type[T], stream: Literal[False] = False, **arguments: Unpack[Arguments]
+) -> T: ...
 @overload
 async def achat(
-    prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]
-) -> AsyncStream | str: ...
+    prompt: str | None = None,
+    *,
+    format: Literal["json"] | Mapping[str, Any],  # Any: JSON
+    stream: Literal[False] = False,
+    **arguments: Unpack[Arguments],
+) -> Any: ...  # Any: JSON
+@overload
+async def achat(
+    prompt: str | None = None, *, format: None = None, stream: Literal[False] = False, **arguments: Unpack[Arguments]
+) -> str: ...
+@overload
+async def achat(prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]) -> Any: ...  # Any: JSON
 async def achat(
     prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
-) -> AsyncStream | str:
+) -> AsyncStream | Any:  # Any: text, or what `format` wants
     """Ask a model from asyncio: as `chat`, with the same arguments, errors and promises.
 
     `await achat(prompt)` gives the text, `await achat(prompt, stream=True)` an `AsyncStream`, once the request is sent.
@@ -176,8 +265,30 @@ async def achecked(prompt: str | None, arguments: Mapping[str, Any]) -> Call:  #
     return await aside.do(object(), lambda: checked(prompt, **arguments))
 
 
-async def aanswer(call: Call, *, stream: bool, pools: Pools | None = None) -> AsyncStream | str:
-    """Send the request of a call, and return its stream or its text."""
+async def aanswer(
+    call: Call, *, stream: bool, pools: Pools | None = None
+) -> AsyncStream | Any:  # Any: text, or what `format` wants
+    """Send the request of a call, and return its stream, its text, or the object that its format wants."""
+    if stream:
+        return await _aopened(call, pools)
+    if call.shape is None:
+        async with await _aopened(call, pools) as opened:
+            return await opened.text()
+    async with await _aopened(replace(call, over=None), pools) as opened:
+        result = await opened.result()
+    found, again = validated(call, result)
+    if again is not None:
+        async with await _aopened(again, pools) as opened:
+            result = await opened.result()
+        found = call.shape.read(result.text)
+    if (over := call.over) is not None:
+        from aicortex._aio import aside
+
+        await aside.do(object(), lambda: over(result, list(result.messages)))
+    return found
+
+
+async def _aopened(call: Call, pools: Pools | None) -> AsyncStream:
     from aicortex._aio import aside  # asyncio takes 30 ms to import
     from aicortex._aio.client import Exchange
     from aicortex._aio.pool import POOLS
@@ -186,8 +297,4 @@ async def aanswer(call: Call, *, stream: bool, pools: Pools | None = None) -> As
     call, route = await aside.run(deciding(call))
     exchange = Exchange(call, route, await (pools or POOLS).of_loop())
     await exchange.start()
-    opened = AsyncStream(exchange)
-    if stream:
-        return opened
-    async with opened:
-        return await opened.text()
+    return AsyncStream(exchange)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from aicortex._aio import aside
 from aicortex._aio.client import Exchange
 from aicortex._core.result import Result
+from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
+from aicortex.stream import NO_FORMAT
+
+if TYPE_CHECKING:
+    import os
+
+    from aicortex.partials import AsyncPartials
+    from aicortex.recording import AsyncRecording
 
 WRITE_ASYNC = "this belongs to an AsyncStream: write 'async for', not 'for'"
 
@@ -24,8 +33,23 @@ class AsyncStream:
 
     __slots__ = ("__weakref__", "_exchange")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange | AsyncRecording) -> None:
         self._exchange = exchange
+
+    @classmethod
+    async def load(cls, path: str | os.PathLike[str]) -> AsyncStream:
+        """Return a stream that was saved, by `Stream.save` or here; raises as `Stream.load`."""
+        from aicortex import recording
+
+        found = await aside.do(object(), lambda: recording.read(path))
+        return cls(recording.AsyncRecording(found.answer))
+
+    async def save(self, path: str | os.PathLike[str]) -> None:
+        """Read to the end, and write every event and how it ended into a file, as `Stream.save`."""
+        from aicortex import recording
+
+        outcome = await self._ended()
+        await aside.do(object(), lambda: recording.write(path, self.events, outcome))
 
     def __aiter__(self) -> AsyncCursor:
         return AsyncCursor(self)
@@ -34,18 +58,35 @@ class AsyncStream:
         """Return an asynchronous iterator over the text of each token, from the first one on."""
         return AsyncTokens(self)
 
+    def partials(self) -> AsyncPartials:
+        """Return an asynchronous iterator over the value of an answer in JSON while it grows, as `Stream.partials`."""
+        from aicortex.partials import AsyncPartials
+
+        return AsyncPartials(self)
+
     async def text(self) -> str:
         """Read to the end and return the whole text; raises as iterating does."""
         return (await self.result()).text
 
     async def result(self) -> Result:
         """Read to the end and return text, thinking, finish reason, usage, timings, model, server and attempts."""
-        exchange = self._exchange
-        while (outcome := exchange.answer.outcome) is None:
-            await exchange.pump(len(exchange.answer.log))
+        outcome = await self._ended()
         if isinstance(outcome, Result):
             return outcome
         raise outcome.with_traceback(None)
+
+    async def _ended(self) -> Result | AICortexError:
+        exchange = self._exchange
+        while (outcome := exchange.answer.outcome) is None or exchange.owes:
+            await exchange.pump(len(exchange.answer.log))
+        return outcome
+
+    async def object(self) -> Any:  # Any: what `format` asked for
+        """Read to the end and return the object that the answer stands for; raises as `Stream.object` does."""
+        shape = self._exchange.shape
+        if shape is None:
+            raise ValueError(NO_FORMAT)
+        return shape.read(await self.text())
 
     @property
     def text_so_far(self) -> str:

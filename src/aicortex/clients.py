@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 from aicortex._sync.pool import Pool
 from aicortex.ask import aanswer, achecked, answer
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from aicortex.astream import AsyncStream
     from aicortex.census import FleetList, Row
-    from aicortex.request import ChatArguments
+    from aicortex.request import Arguments, ChatArguments
     from aicortex.stream import Stream
+
+T = TypeVar("T")
 
 
 class _Defaults:
@@ -69,13 +71,38 @@ class Client(_Defaults):
     ) -> Stream: ...
     @overload
     def chat(
-        self, prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
+        self,
+        prompt: str | None = None,
+        *,
+        format: type[T],
+        stream: Literal[False] = False,
+        **arguments: Unpack[Arguments],
+    ) -> T: ...
+    @overload
+    def chat(
+        self,
+        prompt: str | None = None,
+        *,
+        format: Literal["json"] | Mapping[str, Any],  # Any: JSON
+        stream: Literal[False] = False,
+        **arguments: Unpack[Arguments],
+    ) -> Any: ...  # Any: JSON
+    @overload
+    def chat(
+        self,
+        prompt: str | None = None,
+        *,
+        format: None = None,
+        stream: Literal[False] = False,
+        **arguments: Unpack[Arguments],
     ) -> str: ...
     @overload
-    def chat(self, prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]) -> Stream | str: ...
+    def chat(
+        self, prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]
+    ) -> Any: ...  # Any: as above
     def chat(
         self, prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
-    ) -> Stream | str:
+    ) -> Stream | Any:  # Any: text, or what `format` wants
         """Ask a model, as the function `chat` does."""
         return answer(checked(prompt, **self._told(arguments)), stream=stream, pool=self._pool)
 
@@ -130,15 +157,38 @@ class AsyncClient(_Defaults):
     ) -> AsyncStream: ...
     @overload
     async def chat(
-        self, prompt: str | None = None, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]
+        self,
+        prompt: str | None = None,
+        *,
+        format: type[T],
+        stream: Literal[False] = False,
+        **arguments: Unpack[Arguments],
+    ) -> T: ...
+    @overload
+    async def chat(
+        self,
+        prompt: str | None = None,
+        *,
+        format: Literal["json"] | Mapping[str, Any],  # Any: JSON
+        stream: Literal[False] = False,
+        **arguments: Unpack[Arguments],
+    ) -> Any: ...  # Any: JSON
+    @overload
+    async def chat(
+        self,
+        prompt: str | None = None,
+        *,
+        format: None = None,
+        stream: Literal[False] = False,
+        **arguments: Unpack[Arguments],
     ) -> str: ...
     @overload
     async def chat(
         self, prompt: str | None = None, *, stream: bool, **arguments: Unpack[ChatArguments]
-    ) -> AsyncStream | str: ...
+    ) -> Any: ...  # Any: as above
     async def chat(
         self, prompt: str | None = None, *, stream: bool = False, **arguments: Unpack[ChatArguments]
-    ) -> AsyncStream | str:
+    ) -> AsyncStream | Any:  # Any: text, or what `format` wants
         """Ask a model, as the function `achat` does."""
         call = await achecked(prompt, self._told(arguments))
         return await aanswer(call, stream=stream, pools=self._pools)

@@ -42,9 +42,10 @@ def stream_to_tk(
     read-only widget (`state="disabled"`) stays one. The view follows the text only while its end is in view.
 
     In Tk's own thread `on_event` gets every event that is not a token, when the text before it is shown: `error` when a
-    server failed, `meta`, `tool_call`. `on_end` gets the `Result`, or the exception that ended the answer: what reading
-    the stream raises, or what the function raised. An answer that is not whole is marked in the widget too, by a line
-    with the tag `note`. When the widget is destroyed, the answer is cancelled and nothing is called any more.
+    server failed, `meta`, `tool_call`, `tool_result`. `on_end` gets the `Result`, or the exception that ended the
+    answer: what reading the stream raises, or what the function raised. An answer that is not whole is marked in the
+    widget too, by a line with the tag `note`. When the widget is destroyed, the answer is cancelled and nothing is
+    called any more.
 
     Call it in Tk's own thread. Raises TypeError for what is neither a stream nor a function.
     """

@@ -10,7 +10,7 @@ import msgspec
 
 from aicortex._core.result import Result
 from aicortex._core.server import Server
-from aicortex.ask import aanswer
+from aicortex.ask import aanswer, validated
 from aicortex.dispatch import Dispatcher, Rooms, Seat, Wish
 from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
@@ -30,9 +30,10 @@ class Outcome(msgspec.Struct, frozen=True):
     """What became of one prompt.
 
     `index` is its place among the prompts, from 0, `id` what it said of itself. A whole answer has its `text`, its
-    `result` and the calls of `tools` it wants (dictionaries with `name` and `arguments`). Any other has an `error` and
-    neither: AllServersFailedError, StreamInterruptedError (with `.partial`), RequestRejectedError, ModelNotFoundError,
-    or a ValueError or TypeError about the prompt itself.
+    `result`, the calls of `tools` it made (dictionaries with `name` and `arguments`), and the `object` that its
+    `format` asked for. Any other has an `error` and none of these: AllServersFailedError, StreamInterruptedError (with
+    `.partial`), OutputValidationError (with `.text`), RequestRejectedError, ModelNotFoundError, or a ValueError or
+    TypeError about the prompt itself.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Outcome(msgspec.Struct, frozen=True):
     result: Result | None = None
     tool_calls: tuple[dict[str, Any], ...] = ()  # Any: JSON of the model's making
     error: Exception | None = None
+    object: Any = None  # Any: whatever `format` asked for
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -196,16 +198,26 @@ class Job:
         seat = await self._dispatcher.take(_wish(asked))
         is_well = False
         try:
-            async with cast("AsyncStream", await aanswer(_seated(call, seat), stream=True)) as stream:
-                async for event in stream:
-                    _follow(event, seat)
-                result = await stream.result()
+            stream = await _read(_seated(call, seat), seat)
+            found, again = (None, None) if call.shape is None else validated(call, await stream.result())
+            if again is not None and call.shape is not None:
+                stream = await _read(_seated(again, seat), seat)
+                found = call.shape.read(await stream.text())
             is_well = True
         finally:
             seat.leave(well=is_well)
+        result = await stream.result()
         calls = [event for event in stream.events if event.type == "tool_call"]
-        wanted = tuple({"name": call.tool_name, "arguments": call.tool_args} for call in calls)
-        return Outcome(index, identity, result.text, result, wanted)
+        made = tuple({"name": call.tool_name, "arguments": call.tool_args} for call in calls)
+        return Outcome(index, identity, result.text, result, made, object=found)
+
+
+async def _read(call: Call, seat: Seat) -> AsyncStream:
+    """Return the stream of an answer that is whole."""
+    async with cast("AsyncStream", await aanswer(call, stream=True)) as stream:
+        async for event in stream:
+            _follow(event, seat)
+    return stream
 
 
 def _asked(item: object) -> dict[str, Any]:

@@ -80,13 +80,16 @@ class Links(Generic[W]):
         "_is_moving",
         "_is_woken",
         "_links",
+        "_over",
         "_pid",
         "_pool",
         "_servers",
         "_stale",
         "_stall",
+        "_toolbox",
         "_watch",
         "answer",
+        "shape",
     )
 
     def __init__(self, call: Call, route: Plan, pool: Keeper[W]) -> None:
@@ -109,6 +112,8 @@ class Links(Generic[W]):
             reasons=route.reasons,
             memory=MEMORY,
             resume=call.resume is not False,
+            steps=call.max_steps if call.toolbox is not None else 0,
+            note=call.note,
             hedge=NEVER_HEDGE if call.hedge_after is None else Hedge(BUDGET, call.hedge_after, may_be_asked),
         )
         self._pool = pool
@@ -116,6 +121,9 @@ class Links(Generic[W]):
         self._pid = os.getpid()
         self._links: list[Link[W]] = []  # the one that leads to the answer first
         self._stale: frozenset[int] = frozenset()  # servers whose kept connection broke: the next one is new
+        self._toolbox = call.toolbox
+        self._over = call.over
+        self.shape = call.shape
         self._fed: Link[W] | None = None  # whose response may hold what the answer was not yet told
         self._is_cancelled = False
         self._is_moving = False
@@ -139,6 +147,18 @@ class Links(Generic[W]):
         self._links.append(link)
         self._drop_claim()
         return link
+
+    @property
+    def owes(self) -> bool:
+        """Whether the answer has ended, and whoever keeps the conversation does not know of it yet."""
+        return self._over is not None and self.answer.outcome is not None
+
+    def _tell_over(self) -> None:
+        """Tell whoever keeps the conversation how the answer ended; again if an interrupt came before it was done."""
+        over, outcome = self._over, self.answer.outcome
+        if over is not None and outcome is not None:
+            over(outcome, self.answer.messages)
+            self._over = None
 
     def _drop_claim(self) -> None:
         if self._watch is not None:

@@ -123,6 +123,10 @@ class Page:
             self._status = "looking for another server"
         elif event.type == "tool_call":
             self._notes.append(f"calls {event.tool_name} with {event.tool_args}")
+            self._status = f"waiting for {event.tool_name}"
+        elif event.type == "tool_result":
+            said = f"returned {event.tool_result!r}" if meta["kind"] == "ok" else str(event.tool_result)
+            self._notes.append(f"{event.tool_name}: {said:.200}")
         elif event.type == "meta":
             self._take_meta(meta)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from binascii import b2a_base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -16,10 +14,16 @@ from aicortex._core.question import Question
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
 
+    from aicortex._core.result import Result
     from aicortex._core.server import Server
+    from aicortex.calling import OnToolCall, Toolbox
+    from aicortex.errors import AICortexError
+    from aicortex.functions import Tool
+    from aicortex.images import Image
+    from aicortex.shapes import Shape
 
-    class ChatArguments(TypedDict, total=False):
-        """The keyword arguments of `chat`, for type checkers."""
+    class Arguments(TypedDict, total=False):
+        """The keyword arguments of `chat` without `format`, on which it depends what it returns; for type checkers."""
 
         model: str | None
         messages: Sequence[MessageDict] | None
@@ -32,8 +36,10 @@ if TYPE_CHECKING:
         stop: str | Sequence[str] | None
         seed: int | None
         options: Options | None
-        tools: Sequence[Tool] | None
-        format: Format | None
+        tools: Sequence[AnyTool] | None
+        on_tool_call: OnToolCall | None
+        max_steps: int
+        tool_timeout: float | None
         keep_alive: str | float | None
         servers: Servers
         routing: Routing | None
@@ -46,12 +52,16 @@ if TYPE_CHECKING:
         stall_timeout: float
         min_tokens_per_second: float | None
 
+    class ChatArguments(Arguments, total=False):
+        """The keyword arguments of `chat`, for type checkers."""
 
-Image: TypeAlias = "str | bytes | os.PathLike[str]"
+        format: Format | None
+
+
 MessageDict: TypeAlias = Mapping[str, Any]  # Any: JSON of the caller's making
 Options: TypeAlias = Mapping[str, Any]  # Any: whatever the server's runner takes
-Tool: TypeAlias = dict[str, Any]  # Any: a JSON schema
-Format: TypeAlias = "str | dict[str, Any]"  # Any: a JSON schema
+AnyTool: TypeAlias = "Callable[..., Any] | Tool | Mapping[str, Any]"  # Any: any function, or a JSON schema
+Format: TypeAlias = "Literal['json'] | Mapping[str, Any] | type[Any]"  # Any: a JSON schema, or whatever fits one
 Routing: TypeAlias = Literal["balanced", "fastest", "nearest", "priority", "round_robin", "random", "order"]
 Servers: TypeAlias = "Sequence[str | Server] | str | Server | None"
 ROLES = ("system", "user", "assistant", "tool")
@@ -59,13 +69,18 @@ RESUME = ("continue", "never")
 THINK = (None, True, False, "low", "medium", "high")
 LONGEST_SECONDS = 1_000_000  # eleven days; the system's own timers overflow somewhere above
 OPENING_CHARACTERS = 2000  # a prompt that begins alike for so long is worth a server that has evaluated it before
-MAX_IMAGE_BYTES = 64 * 1024 * 1024
+TOOLS_AND_FORMAT = (
+    "tools that are run and a format cannot be asked for at once: the format would bind the calls too. Let the model "
+    "use its tools first, and ask for the format in a second call: in a Session, or with result.messages"
+)
 
 
 class Call(msgspec.Struct, frozen=True):
     """What a call of `chat` asks, checked; the question's model is "" where the call names none.
 
-    `resume` says whether an answer that broke off is continued, None for as configured.
+    `resume` says whether an answer that broke off is continued, None for as configured. `shape` is what the answer is
+    validated against. `over` is told once how the answer ended, and what the conversation has gained by it, before the
+    reader gets the last event; it may block. `note` is what the stream's first event says besides.
     """
 
     question: Question
@@ -75,6 +90,11 @@ class Call(msgspec.Struct, frozen=True):
     session: str | None = None
     resume: bool | None = None
     hedge_after: float | None = None
+    toolbox: Toolbox | None = None  # if any call can be run
+    max_steps: int = 0
+    shape: Shape | None = None
+    over: Callable[[Result | AICortexError, list[dict[str, Any]]], None] | None = None  # Any: JSON
+    note: dict[str, Any] = {}  # Any: JSON
 
 
 def checked(
@@ -91,7 +111,10 @@ def checked(
     stop: str | Sequence[str] | None = None,
     seed: int | None = None,
     options: Options | None = None,
-    tools: Sequence[Tool] | None = None,
+    tools: Sequence[AnyTool] | None = None,
+    on_tool_call: OnToolCall | None = None,
+    max_steps: int = 10,
+    tool_timeout: float | None = 60.0,
     format: Format | None = None,
     keep_alive: str | float | None = None,
     servers: Servers = None,
@@ -111,13 +134,18 @@ def checked(
     limits = Deadlines(connect_timeout, first_token_timeout, stall_timeout, timeout, min_tokens_per_second)
     check_deadlines(limits, hedge_after)
     check_model(model, think, keep_alive)
-    check_shape(tools, format)
+    found = collect_tools(tools)
+    toolbox = collect_toolbox(found, on_tool_call, max_steps, tool_timeout)
+    shape = collect_shape(format)
+    if shape is not None and toolbox is not None:
+        raise ValueError(TOOLS_AND_FORMAT)
     if routing is not None:
         check_routing(routing)
     check_session(session)
-    question = Question(model or "", asked, think, chosen, keep_alive, [*tools] if tools else None, format)
+    schemas = [tool.schema for tool in found.values()] or None
+    question = Question(model or "", asked, think, chosen, keep_alive, schemas, None if shape is None else shape.schema)
     resumes = check_resume(resume) if resume is not None else None
-    return Call(question, limits, servers, routing, session, resumes, hedge_after)
+    return Call(question, limits, servers, routing, session, resumes, hedge_after, toolbox, max_steps, shape)
 
 
 def check_names(function: str, arguments: Mapping[str, object]) -> None:
@@ -148,12 +176,12 @@ def collect_messages(
     if prompt is not None:
         asked.append({"role": "user", "content": _text("prompt", prompt)})
     if images:
-        if isinstance(images, str | bytes | os.PathLike):
-            raise ValueError("images is a list: write images=[...]")
+        from aicortex.images import all_encoded
+
         target = next((message for message in reversed(asked) if message["role"] == "user"), None)
         if target is None:
             raise ValueError("images belong to a user's message: give a prompt")
-        target["images"] = [*target.get("images", ()), *map(_image, images)]
+        target["images"] = [*target.get("images", ()), *all_encoded(images)]
     return asked
 
 
@@ -206,24 +234,6 @@ def _message(index: int, message: MessageDict) -> dict[str, Any]:  # Any: JSON
         raise ValueError(f"messages[{index}] is no JSON: {error}") from error
 
 
-def _image(image: Image) -> str:
-    """Return an image as base64."""
-    if isinstance(image, str) and image.startswith("data:"):
-        head, comma, data = image.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("an image's data URL must look like 'data:image/png;base64,…'")
-        return data
-    if not isinstance(image, bytes):
-        try:
-            with open(image, "rb") as file:
-                image = file.read(MAX_IMAGE_BYTES + 1)
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"the image {image!r} cannot be read: {error}") from error
-    if not 0 < len(image) <= MAX_IMAGE_BYTES:
-        raise ValueError(f"an image must have between 1 byte and {MAX_IMAGE_BYTES // 1024 // 1024} MB")
-    return b2a_base64(image, newline=False).decode()
-
-
 def collect_options(
     options: Options | None,
     temperature: float | None,
@@ -265,22 +275,40 @@ def check_model(model: str | None, think: bool | str | None, keep_alive: str | f
         _number("keep_alive", keep_alive)
 
 
-def check_shape(tools: Sequence[Tool] | None, format: Format | None) -> None:
-    """Refuse tools that are no JSON schemas of functions, and a format that is neither "json" nor a schema."""
-    if tools is not None and (not isinstance(tools, Sequence) or not all(map(_is_tool, tools))):
-        words = "tools is a list of JSON schemas: {'type': 'function', 'function': {'name': …, 'parameters': {…}}}"
-        raise ValueError(words)
-    if format is not None and format != "json" and not (isinstance(format, dict) and format):
-        raise ValueError("format must be 'json' or a JSON schema")
-    try:
-        msgspec.json.encode([tools, format])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"tools and format must be JSON: {error}") from error
+def collect_tools(tools: Sequence[AnyTool] | None) -> dict[str, Tool]:
+    """Return the tools of a call by their names."""
+    if tools is not None and (isinstance(tools, Mapping) or not isinstance(tools, Sequence)):
+        raise ValueError("tools is a list: of functions, Tool objects or JSON schemas of functions")
+    if not tools:
+        return {}
+    from aicortex.functions import collect
+
+    return collect(tools)
 
 
-def _is_tool(tool: object) -> bool:
-    function = tool.get("function") if isinstance(tool, dict) else None
-    return isinstance(function, dict) and isinstance(function.get("name"), str)
+def collect_toolbox(
+    tools: dict[str, Tool], on_tool_call: OnToolCall | None, max_steps: int, tool_timeout: float | None
+) -> Toolbox | None:
+    """Return what runs the calls of the model, if any can be run."""
+    if on_tool_call is not None and not callable(on_tool_call):
+        raise ValueError("on_tool_call must be a function that takes a ToolCall")
+    _whole("max_steps", max_steps, at_least=1)
+    _number("tool_timeout", tool_timeout, at_least=0.001, at_most=LONGEST_SECONDS)
+    if not tools:
+        return None
+    from aicortex.calling import Toolbox
+
+    toolbox = Toolbox(tools, on_tool_call, tool_timeout)
+    return toolbox if toolbox.runs else None
+
+
+def collect_shape(format: Format | None) -> Shape | None:
+    """Return what the answer is validated against."""
+    if format is None:
+        return None
+    from aicortex.shapes import Shape
+
+    return Shape.of(format)
 
 
 def check_routing(value: str) -> str:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aicortex._core.result import Result
 from aicortex._sync.client import Exchange
+from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
 
+if TYPE_CHECKING:
+    import os
+
+    from aicortex.partials import Partials
+    from aicortex.recording import Recording
+
+NO_FORMAT = "the stream was not asked for a format: write chat(…, format=…, stream=True), or read text()"
 WRITE_SYNC = (
     "this is a synchronous Stream: write 'for event in stream', without 'async', "
     "or get an AsyncStream by 'await achat(…, stream=True)'"
@@ -28,8 +36,28 @@ class Stream:
 
     __slots__ = ("__weakref__", "_exchange")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange | Recording) -> None:
         self._exchange = exchange
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Stream:
+        """Return a stream that was saved: the same events, text and result at once, or the same error.
+
+        Raises ValueError for a file that is no saved stream or not whole, and OSError for one that cannot be read.
+        """
+        from aicortex import recording
+
+        return cls(recording.read(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Read to the end, and write every event and how it ended into a file that only its owner may read.
+
+        An answer that failed is saved with its error, which is not raised here. What was asked is not in the file; a
+        tool's result that JSON cannot express is there as its `repr`. Raises OSError.
+        """
+        from aicortex import recording
+
+        recording.write(path, self.events, self._ended())
 
     def __iter__(self) -> Cursor:
         return Cursor(self)
@@ -38,6 +66,16 @@ class Stream:
         """Return an iterator over the text of each token, from the first one on."""
         return Tokens(self)
 
+    def partials(self) -> Partials:
+        """Return an iterator over the value of an answer in JSON while it grows: another look when tokens changed it.
+
+        Each is the same list or dictionary, which goes on growing: copy what you keep. Raises OutputValidationError as
+        soon as the text can be no JSON, and as iterating does.
+        """
+        from aicortex.partials import Partials
+
+        return Partials(self)
+
     def text(self) -> str:
         """Read to the end and return the whole text; raises as iterating does."""
         return self.result.text
@@ -45,12 +83,27 @@ class Stream:
     @property
     def result(self) -> Result:
         """Read to the end and return text, thinking, finish reason, usage, timings, model, server and attempts."""
-        exchange = self._exchange
-        while (outcome := exchange.answer.outcome) is None:
-            exchange.pump(len(exchange.answer.log))
+        outcome = self._ended()
         if isinstance(outcome, Result):
             return outcome
         raise outcome.with_traceback(None)
+
+    def _ended(self) -> Result | AICortexError:
+        exchange = self._exchange
+        while (outcome := exchange.answer.outcome) is None or exchange.owes:
+            exchange.pump(len(exchange.answer.log))
+        return outcome
+
+    def object(self) -> Any:  # Any: what `format` asked for
+        """Read to the end and return the object that the answer stands for, as `format` asked for it.
+
+        Raises OutputValidationError (with the text) when the answer is none: it is not asked for again, because what
+        was shown cannot be taken back. Raises ValueError where no format was asked for, and as iterating does.
+        """
+        shape = self._exchange.shape
+        if shape is None:
+            raise ValueError(NO_FORMAT)
+        return shape.read(self.text())
 
     @property
     def text_so_far(self) -> str:

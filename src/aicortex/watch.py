@@ -107,8 +107,9 @@ def _measured(news: News, attempt: Attempt, result: Result) -> News:
     What a server says of itself counts as far as it can be true. Readers may be slow, so the gap between tokens is the
     server's own where it says so.
     """
-    tokens, pace = result.usage["completion_tokens"], max(result.timings["tokens_per_second"], 0.0)
-    first, loading = attempt.first_token, result.timings["load"]
+    turn = result.turns[-1]  # the one of this attempt
+    tokens, pace = turn["completion_tokens"], max(turn["tokens_per_second"], 0.0)
+    first, loading = attempt.first_token, turn["load"]
     if first is None or attempt.rung:
         return msgspec.structs.replace(news, gap=1 / pace if pace else 0.0, pace=pace)
     seen = (attempt.seconds - first) / (tokens - 1) if tokens >= MANY_TOKENS else 0.0

@@ -176,7 +176,7 @@ def test_moving_while_a_second_server_is_connected(run: Run) -> None:
         stream = await ask(one, f"127.0.0.1:{port}", three, hedge_after=0.05)
         reading = asyncio.create_task(stream.text())
         await asyncio.to_thread(one.wait_until, lambda: one.active == 1)
-        while not (stream._exchange._connecting and len(asyncio.all_tasks()) > 2):
+        while not (stream._exchange._step and len(asyncio.all_tasks()) > 2):
             await asyncio.sleep(0.001)
         assert stream.move()
         assert await asyncio.wait_for(reading, PATIENCE) == TEXT

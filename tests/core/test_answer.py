@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,7 @@ from aicortex._core.result import Result
 from aicortex._core.seam import PREFILL, RAW, REPLAY, RESTART
 from aicortex._core.server import Server
 from aicortex._core.state import ASK_ALIVE, ASK_LOADED, Connect, Read
+from aicortex._core.turns import Returned, Run
 from aicortex._core.waiting import GLANCE_SECONDS, Hedge
 from aicortex.errors import (
     AllServersFailedError,
@@ -69,7 +71,7 @@ def rendered(prompt: str = PROMPT) -> bytes:
 
 def begun(servers: int = 2, options: dict[str, Any] | None = None, **more: Any) -> Answer:
     fleet = [Server(f"s{number}:1", api_key=f"key-{number}") for number in range(servers)]
-    names = ("resume", "hedge", "digests", "memory")
+    names = ("resume", "hedge", "digests", "memory", "steps")
     chosen = {name: more.pop(name) for name in names if name in more}
     question = Question("m", [USER], options=options or {})
     return Answer(fleet, question, deadlines=Deadlines(**more), now=10.0, wall=1000.0, **chosen)
@@ -1407,13 +1409,16 @@ Script = Mapping[tuple[int, str, str], Sequence[bytes]]
 
 
 class Drive:
-    """A front end that is interrupted once, at the given line of the core's code, and goes on as a real one does.
+    """A front end that is interrupted once, at a line of the core's code, and goes on as a real one does.
+
+    `interrupt_at` is a step, from 0, and which one of the lines that it runs, from 1; the steps before it take a tenth
+    of the time because they are not traced.
 
     `script` has the pieces of every reply by server, task and rung; b"" ends a connection, and a reply that has no
     more pieces is silent. What was fed and not yet told is told first.
     """
 
-    def __init__(self, answer: Answer, script: Script, interrupt_at: int | None = 0) -> None:
+    def __init__(self, answer: Answer, script: Script, interrupt_at: tuple[int, int] | None = None) -> None:
         self.answer = answer
         self.script = script
         self.interrupt_at = interrupt_at
@@ -1423,28 +1428,31 @@ class Drive:
         self.left: dict[Response, list[bytes]] = {}
         self.untold: Response | None = None
 
-    def run(self) -> int:
-        """Drive the answer to its end; return how many lines of the core ran."""
+    def run(self) -> list[int]:
+        """Drive the answer to its end; return how many lines of the core each step ran, 0 where it was not traced."""
+        counts: list[int] = []
         while self.answer.outcome is None:
-            before = sys.gettrace()
-            if self.interrupt_at is not None:
+            before, self.lines = sys.gettrace(), 0
+            if self.interrupt_at is None or self.interrupt_at[0] == len(counts):
                 sys.settrace(self._trace)
-            try:
-                self._step()
-            except KeyboardInterrupt:
-                self.interrupt_at = None  # once is enough
-            finally:
-                sys.settrace(before)
-        return self.lines
+            with suppress(KeyboardInterrupt):
+                try:
+                    self._step()
+                finally:
+                    sys.settrace(before)
+            counts.append(self.lines)
+        return counts
 
-    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if "_core" not in frame.f_code.co_filename or frame.f_code.co_filename.endswith("http.py"):
-            return None
+    def _trace(self, frame: FrameType, *_: object) -> Any:
+        name = frame.f_code.co_filename
+        return self._trace_line if "_core" in name and not name.endswith("http.py") else None
+
+    def _trace_line(self, _: FrameType, event: str, __: object) -> Any:
         if event == "line":
             self.lines += 1
-            if self.lines == self.interrupt_at:
+            if self.interrupt_at is not None and self.lines == self.interrupt_at[1]:
                 raise KeyboardInterrupt
-        return self._trace
+        return self._trace_line
 
     def _step(self) -> None:
         if self.untold is not None:
@@ -1459,6 +1467,9 @@ class Drive:
             self.answer.connected(step, response, self.now)
         elif isinstance(step, Read):
             self._read(step)
+        elif isinstance(step, Run):
+            number = step.calls[0].number
+            self.answer.returned(number, Returned("ok", number, str(number)), self.now)
         elif isinstance(step, Wait):
             self.now = step.until
 
@@ -1497,8 +1508,24 @@ LOADING: Script = {
 }
 
 
+CALLS = [{"function": {"name": "look", "arguments": {}}}]
+CALLING: Script = {  # a thought inside of the text, two calls, and a break behind them
+    (0, ASK_ANSWER, ""): [
+        HEAD + line("<thi"),
+        line("nk>t</think>Well"),
+        line(message={"tool_calls": CALLS * 2}),
+        b"",
+    ],
+    (1, ASK_ANSWER, ""): [HEAD + line("a"), line(" b") + done()],
+}
+
+
 def failing() -> Answer:
     return begun()
+
+
+def calling() -> Answer:
+    return begun(steps=3)
 
 
 def resuming() -> Answer:
@@ -1510,16 +1537,19 @@ def loading() -> Answer:
     return begun(first_token=200.0)
 
 
-@pytest.mark.parametrize(("make", "script"), [(failing, FAILING), (resuming, RESUMING), (loading, LOADING)])
+SCRIPTED = [(failing, FAILING), (resuming, RESUMING), (loading, LOADING), (calling, CALLING)]
+
+
+@pytest.mark.parametrize(("make", "script"), SCRIPTED)
 def test_an_interrupt_at_any_line_loses_and_doubles_nothing(make: Any, script: Script) -> None:
     """A KeyboardInterrupt at every single line of the core leaves a stream that can be read on (C12)."""
     assert joint.HELD  # imported before, for an import is no line of the answer
     undisturbed = make()
-    lines = Drive(undisturbed, script).run()
+    counts = Drive(undisturbed, script).run()
     expected = [row for row in shape(undisturbed) if row[0] != "connected"]
     attempts = [(each.kind, each.rung) for each in undisturbed.outcome.attempts]
-    assert lines > 200
-    for place in range(1, lines + 1):
+    assert sum(counts) > 200
+    for place in [(step, line) for step, lines in enumerate(counts) for line in range(1, lines + 1)]:
         answer = make()
         Drive(answer, script, interrupt_at=place).run()
         # an interrupted connect is made again and told again; everything else is the same
@@ -1530,9 +1560,15 @@ def test_an_interrupt_at_any_line_loses_and_doubles_nothing(make: Any, script: S
 
 def test_the_interrupted_answers_are_what_they_should_be() -> None:
     """The histories above go over every seam, a second server and a load."""
-    resumed, loaded = resuming(), loading()
+    resumed, loaded, called = resuming(), loading(), calling()
     Drive(resumed, RESUMING).run()
     Drive(loaded, LOADING).run()
+    Drive(called, CALLING).run()
+    assert (text(called), told(called, "tool_result")[1]["call"], kinds(called).count("tool_call")) == (
+        "Well\n\na b",
+        1,
+        2,
+    )
     assert text(resumed) == "a a a b c"
     assert [meta["rung"] for meta in told(resumed, "resumed")] == [RAW, REPLAY]
     kinds_of = [(each.kind, each.rung) for each in resumed.outcome.attempts]  # type: ignore[union-attr]

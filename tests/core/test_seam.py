@@ -92,7 +92,7 @@ def test_what_was_delivered() -> None:
         StreamEvent("tool_call", tool_name="add", tool_args={"a": 1}),
         StreamEvent("error", "it broke", meta={"kind": "reset"}),
     ]
-    assert Delivered.of(events) == Delivered("Black holes", "hm", (("add", {"a": 1}),), 5)
+    assert Delivered.of(events) == Delivered("Black holes", "hm", (("add", {"a": 1}),), 5, (None,))
 
 
 def test_a_thought_begun_again_counts_from_there() -> None:

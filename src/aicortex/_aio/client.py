@@ -19,14 +19,17 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from aicortex._aio import aside
 from aicortex._aio.connection import Connection
 from aicortex._aio.pool import Pool, reach
 from aicortex._core.failover import AttemptFailed, Wait
 from aicortex._core.state import Connect, Read
+from aicortex._core.turns import Run
 from aicortex._core.waiting import GLANCE_SECONDS
 from aicortex.links import Links
 
 if TYPE_CHECKING:
+    from aicortex._aio.calls import Calls
     from aicortex.planning import Plan
     from aicortex.request import Call
 
@@ -39,7 +42,7 @@ class Exchange(Links[Connection]):
     """
 
     __slots__ = (
-        "_connecting",
+        "_calls",
         "_due",
         "_followers",
         "_is_driven",
@@ -47,6 +50,7 @@ class Exchange(Links[Connection]):
         "_loop",
         "_reader",
         "_readers",
+        "_step",
         "_timer",
         "_timer_due",
         "_waiter",
@@ -57,7 +61,8 @@ class Exchange(Links[Connection]):
         super().__init__(call, route, pool)
         self._loop: AbstractEventLoop = get_running_loop()
         self._is_driven = False
-        self._connecting: Task[None] | None = None  # a step that goes on when its reader gives up waiting
+        self._step: Task[None] | None = None  # what goes on when its reader gives up waiting
+        self._calls: Calls | None = None
         self._followers: tuple[Future[None], ...] = ()  # tasks that wait for the one that moves the answer on
         self._readers: tuple[ref[Task[Any]], ...] = ()  # Any: whatever a task returns
         self._is_read_aside = False  # whether `wait_for` read for a task whose name is not known
@@ -114,6 +119,8 @@ class Exchange(Links[Connection]):
             self._stop_timer()
             self._release_readers()
             self._share()
+            if self.owes:
+                await aside.do(self, self._tell_over)
         return len(log) > position
 
     def _share(self) -> None:
@@ -179,7 +186,7 @@ class Exchange(Links[Connection]):
         """Go on at another server; returns False when no other one can."""
         if self._is_cancelled or not self.answer.may_move(perf_counter()):
             return False
-        if self._is_driven or self._connecting is not None:
+        if self._is_driven or self._step is not None:
             self._is_moving = True
             self._wake()
         else:
@@ -221,13 +228,17 @@ class Exchange(Links[Connection]):
         self._is_cancelled = True
         self._settle()
         self._stop_timer()
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+        if self._step is not None:
+            self._step.cancel()
+            self._step = None
             self._drop_claim()
+        if self._calls is not None:
+            self._calls.cancel()
         self._wake()
         self._wake_followers()
         self._release_readers()
+        if self.owes:
+            Thread(target=self._tell_over).start()  # no daemon, as above
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -240,8 +251,8 @@ class Exchange(Links[Connection]):
         known = len(log)
         since = now = perf_counter()
         while not (reading and len(log) > known):
-            if self._connecting is not None:
-                await self._connected(self._connecting)
+            if self._step is not None:
+                await self._done(self._step)
                 now = perf_counter()
                 continue
             if self._is_cancelled:
@@ -257,7 +268,10 @@ class Exchange(Links[Connection]):
                 elif not self._take():
                     self._taken_or_late(is_late=not await self._news(until - now))
             elif isinstance(step, Connect):
-                self._connecting = self._loop.create_task(self._connect(step))
+                self._step = self._loop.create_task(self._connect(step))
+                continue
+            elif isinstance(step, Run) and reading:
+                self._step = self._loop.create_task(self._call(step))
                 continue
             elif isinstance(step, Wait) and reading:
                 await self._news(step.until - now)
@@ -266,12 +280,12 @@ class Exchange(Links[Connection]):
             now = perf_counter()
         self._settle()
 
-    async def _connected(self, task: Task[None]) -> None:
-        """Wait until a connection is open, or is not to be had; who gives up waiting leaves it to the next reader."""
+    async def _done(self, task: Task[None]) -> None:
+        """Wait until a connection is open or a call has returned; who gives up waiting leaves it to the next reader."""
         done = self._loop.create_future()
         task.add_done_callback(lambda _: _release(done))
         await done
-        self._connecting = None
+        self._step = None
         if not task.cancelled():
             task.result()  # raises what is a mistake of ours
 
@@ -299,6 +313,17 @@ class Exchange(Links[Connection]):
             self._settle()
         else:
             self.answer.connected(step, response, perf_counter())
+
+    async def _call(self, run: Run) -> None:
+        """Run what the model called, and tell the answer what the first of it returns."""
+        if self._calls is None:
+            from aicortex._aio.calls import Calls
+
+            assert self._toolbox is not None  # else nothing is to be run
+            self._calls = Calls(self._toolbox)
+        found = await self._calls.wait(run)
+        if found is not None and not self._is_cancelled:
+            self.answer.returned(*found, perf_counter())
 
     def _taken_or_late(self, *, is_late: bool) -> None:
         """Tell the answer what has come, or that nothing came in time; or neither if it is about to be left."""

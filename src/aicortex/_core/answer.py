@@ -6,6 +6,7 @@ A front end moves bytes and tells the answer what happened; the answer keeps the
     Connect(server, …)   open a connection, send       connected(…) or failed(…)
     Read(until)          feed a response               received(…), failed(…) or timed_out(…)
     Wait(until)          nothing                       nothing
+    Run(calls, until)    run what the model called     returned(…), call by call
     None                 nothing: `outcome` is set
 
 After each call the front end lets go of the connections whose response is not in `reading` any more.
@@ -13,8 +14,10 @@ After each call the front end lets go of the connections whose response is not i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from types import MappingProxyType
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -23,12 +26,14 @@ from aicortex._core.failover import Attempt, Deadlines, Failover, Failure, Wait
 from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
 from aicortex._core.ladder import ASK_ANSWER, Memory, Step
-from aicortex._core.ollama import MAX_LINE_BYTES, SENSELESS, Chunk, Message, decode_lines, decode_rest, error_text
+from aicortex._core.ollama import MAX_LINE_BYTES, SENSELESS, Chunk, decode_lines, decode_rest, error_text
 from aicortex._core.question import Question
 from aicortex._core.result import Result, error_of
-from aicortex._core.seam import REPLAY, RESTART, Seam
+from aicortex._core.seam import PREFILL, RAW, REPLAY, RESTART, Delivered, Seam
 from aicortex._core.server import Server
 from aicortex._core.state import Connect, Progress, Read, Try
+from aicortex._core.thought import Thought
+from aicortex._core.turns import Run
 from aicortex._core.waiting import Hedge, Waiting, beside, next_due
 from aicortex.errors import AICortexError
 from aicortex.events import StreamEvent
@@ -41,6 +46,8 @@ class Answer(Waiting):
 
     `servers` are in order of preference, `reasons` say why; `digests` name their weights ("" where unknown), `names`
     the model on each if it is not the question's on all. `resume` says whether an answer that broke off is continued.
+    `steps` is how many turns the model may take where its calls are run, 0 where they are only reported; `note` is
+    what the first event says besides.
     `log` holds the events and only grows. `steady` says that only the silence between chunks counts: the front end may
     read on without asking for the next step. `spare` is the reply that said it was done, before its framing ended.
     """
@@ -61,6 +68,8 @@ class Answer(Waiting):
         memory: Memory | None = None,
         resume: bool = True,
         hedge: Hedge | None = None,
+        steps: int = 0,
+        note: Mapping[str, Any] = MappingProxyType({}),  # Any: JSON
     ) -> None:
         super().__init__(
             servers,
@@ -73,6 +82,8 @@ class Answer(Waiting):
             reasons=reasons,
             memory={} if memory is None else memory,
             resume=resume,
+            steps=steps,
+            note=note,
         )
         self._hedge = Hedge(Budget()) if hedge is None else hedge
         # with a deadline for the whole each read has another time, and the pace is looked at between reads
@@ -101,7 +112,7 @@ class Answer(Waiting):
         first = () if state.current is None else (state.current.response,)
         return (*first, *(other.response for other in state.beside))
 
-    def next_step(self, now: float, *, since: float) -> Connect | Read | Wait | None:
+    def next_step(self, now: float, *, since: float) -> Connect | Read | Wait | Run | None:
         """Decide what the front end does next; `since` is when it began to wait for the next event."""
         if self._staged is not None:
             self._recover()
@@ -120,8 +131,10 @@ class Answer(Waiting):
             return aside or Read(next_due(state, current, self._hedge, now, since))
         return Read(state.failover.chunk_due(since if heard is None else max(since, heard)))
 
-    def _next_attempt(self, now: float) -> Connect | Wait | None:
+    def _next_attempt(self, now: float) -> Connect | Wait | Run | None:
         state = self._state
+        if state.turns.pending and not state.failover.is_late(now):
+            return Run(state.turns.pending, state.failover.ends)
         if state.pending is not None and not state.failover.is_late(now):
             return state.pending
         failover = state.failover
@@ -137,8 +150,8 @@ class Answer(Waiting):
         if isinstance(found, Wait):
             return found
         hint = self._timeout().message if failover.is_late(now) else ""
-        partial = state.ladder.delivered.text
-        outcome = error_of(state.attempts, partial, shown=self._progress.shown, hint=hint)
+        partial = Delivered.of(self.log).text
+        outcome = error_of(state.attempts, partial, shown=self._is_shown(self._progress), hint=hint)
         self._commit([], replace(state, pending=None, outcome=outcome), self._progress)
         return None
 
@@ -160,7 +173,8 @@ class Answer(Waiting):
                 seam = Seam(delivered, self._question.stops, compares=step.rung == REPLAY, is_full=is_full)
         mark = len(self.log) + len(events)
         after = replace(state, mark=mark, current=new, pending=None, wants=(), is_alive=False)
-        self._commit(events, after, Progress(self._progress.index, self._progress.shown, seam=seam))
+        thought = None if step.rung in (RAW, PREFILL) else Thought()  # those go on with the text
+        self._commit(events, after, Progress(self._progress.index, self._progress.shown, seam=seam, thought=thought))
 
     def received(self, now: float, response: Response | None = None) -> None:
         """Turn what was fed to a response, or to that of the current attempt, into events."""
@@ -183,8 +197,12 @@ class Answer(Waiting):
         if ended and fault is None:
             rest, fault = decode_rest(lines, response.body)
             chunks += rest
+        thought = before.thought
+        if thought is not None:
+            chunks, thought = thought.split(chunks)
         if before.seam is not None:
-            after = Progress(before.index, before.shown, now if chunks else before.heard, lines, before.seam)
+            heard = now if chunks else before.heard
+            after = Progress(before.index, before.shown, heard, lines, before.seam, thought=thought)
             self._take_behind_seam(current, chunks, after, ended=ended, fault=fault, now=now)
             return
         stamp = now + self._zero
@@ -209,6 +227,8 @@ class Answer(Waiting):
                 fault = SENSELESS
                 break
         progress = Progress(index, before.shown or bool(events), now if chunks else before.heard, lines)
+        if thought is not None:
+            progress = replace(progress, thought=thought)
         if ended or fault is not None:
             self._end_early(current, fault, events, progress, now)
             return
@@ -324,18 +344,6 @@ class Answer(Waiting):
             found = Failure("cannot_continue", faults.RESUME, words)
         self._commit([], replace(state, ladder=ladder), self._progress)
         self._fail(current, found, [], self._progress, now)
-
-    def _take_rare(self, message: Message, events: list[StreamEvent], index: int, stamp: float) -> int:
-        """Append the events of a message that may hold more than content; returns the next token's index."""
-        if message.thinking:
-            events.append(StreamEvent("meta", message.thinking, meta={"kind": "thinking"}, timestamp=stamp))
-        if message.content:
-            events.append(StreamEvent("token", message.content, index, timestamp=stamp))
-            index += 1
-        for call in message.tool_calls or ():
-            name, arguments = call.function.name, call.function.arguments
-            events.append(StreamEvent("tool_call", None, None, name, arguments, timestamp=stamp))
-        return index
 
     def _end_early(
         self, current: Try, fault: str | None, events: list[StreamEvent], progress: Progress, now: float

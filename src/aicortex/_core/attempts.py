@@ -1,9 +1,10 @@
-"""How attempts end: with a failure and the next step, by moving on, with the whole answer, or cancelled."""
+"""How attempts end: with a failure and the next step, by moving on, or because the answer is cancelled."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from msgspec.structs import asdict, replace
 
@@ -11,12 +12,12 @@ from aicortex._core import faults
 from aicortex._core.failover import Attempt, Deadlines, Failover, Failure
 from aicortex._core.journal import Journal
 from aicortex._core.ladder import ASK_ANSWER, Ladder, Memory
-from aicortex._core.ollama import Chunk
 from aicortex._core.question import Question
-from aicortex._core.result import error_of, result_of
-from aicortex._core.seam import PREFILL, RAW, Delivered
+from aicortex._core.result import error_of
+from aicortex._core.seam import Delivered
 from aicortex._core.server import Server
 from aicortex._core.state import Connect, Progress, State, Try, without
+from aicortex._core.turns import Turns, Usage
 from aicortex.errors import StreamCancelledError
 from aicortex.events import StreamEvent
 
@@ -43,11 +44,13 @@ class Attempts(Journal):
         reasons: Sequence[str],
         memory: Memory,
         resume: bool,
+        steps: int,
+        note: Mapping[str, Any],  # Any: JSON
     ) -> None:
         ladder = Ladder(question, tuple(digests), memory, tuple(names))
         failover = Failover(tuple(range(len(servers))), deadlines, now, now)
-        start = StreamEvent("start", "", meta={"model": question.model}, timestamp=wall)
-        super().__init__(State(failover, ladder, now), start, zero=wall - now)
+        start = StreamEvent("start", "", meta={"model": question.model, **note}, timestamp=wall)
+        super().__init__(State(failover, ladder, now, turns=Turns(steps)), start, zero=wall - now)
         self._servers = servers
         self._question = question
         self._reasons = reasons
@@ -79,18 +82,25 @@ class Attempts(Journal):
         rival = state.rival if isinstance(failed, Try) and not progress.shown else None
         if rival is not None:
             failover = replace(failover, over=state.failover.over)  # it may take what this one rejected
-        goes_on = rival is not None or pending is not None or failover.next_step(now) is not None
-        attempt, event = self._told(failed, failure, now, length=len(ladder.delivered.text), will_retry=goes_on)
+        turns, partial = state.turns, state.turns.text + ladder.delivered.text
+        if ladder.delivered.calls and turns.runs and self._resume and failure.kind != "timeout":
+            turns, pending = turns.over(ladder.delivered, Usage.broken(ladder.delivered.chunks), ""), None
+        goes_on = bool(turns.pending or rival or pending) or failover.next_step(now) is not None
+        attempt, event = self._told(failed, failure, now, length=len(partial), will_retry=goes_on)
         events.append(event)
         attempts = (*state.attempts, attempt)
-        after = State(failover, ladder, now, len(seen) + 1, rival, (), pending, attempts=attempts)
+        after = State(failover, ladder, now, len(seen) + 1, rival, (), pending, attempts=attempts, turns=turns)
         if not goes_on:
             hint = self._hint(state.failover, ladder, failed.server) if progress.shown else ""
-            outcome = error_of(attempts, ladder.delivered.text, shown=progress.shown, hint=hint)
+            outcome = error_of(attempts, partial, shown=self._is_shown(progress), hint=hint)
             after = replace(after, outcome=outcome)
         if rival is not None:
             progress = Progress(progress.index, progress.shown)
         self._commit(events, after, progress)
+
+    def _is_shown(self, progress: Progress) -> bool:
+        """Whether the reader was given anything, in this turn or in those before."""
+        return progress.shown or bool(self._state.turns.usages)
 
     def _hint(self, failover: Failover, ladder: Ladder, server: int) -> str:
         """Say why servers that are left cannot go on, if there are any."""
@@ -168,7 +178,7 @@ class Attempts(Journal):
     def _left(self, over: Try | Connect, seen: Sequence[StreamEvent], *, shown: bool) -> tuple[Ladder, int]:
         """Return the ladder as an attempt leaves it behind, and how many chunks it delivered."""
         state = self._state
-        delivered = Delivered.of(seen) if shown else Delivered()
+        delivered = Delivered.of(islice(seen, state.turns.begun, None)) if shown else Delivered()
         gained = sum(map(_is_content, seen[state.mark :])) if isinstance(over, Try) else 0
         if gained:
             return state.ladder.broke(over.server, delivered, over.rung), gained
@@ -187,7 +197,7 @@ class Attempts(Journal):
             return False
         ladder, failover = self._prospect(current)
         state, label = self._state, self._servers[current.server].label
-        length, seconds = len(ladder.delivered.text), now - current.began
+        length, seconds = len(state.turns.text + ladder.delivered.text), now - current.began
         phase = faults.STREAM if self._progress.shown else faults.FIRST_TOKEN
         status = current.response.status if current.response.started else None
         left = Attempt(
@@ -196,7 +206,7 @@ class Attempts(Journal):
         event = self._event("meta", now, "", {"kind": "moved", "server": label})
         attempts = (*state.attempts, left)
         failover = replace(failover.later(current.server, now), waiting=now)
-        after = State(failover, ladder, now, len(self.log) + 1, attempts=attempts)
+        after = State(failover, ladder, now, len(self.log) + 1, attempts=attempts, turns=state.turns)
         self.steady = False
         self._commit([event], after, Progress(self._progress.index, self._progress.shown))
         return True
@@ -229,27 +239,6 @@ class Attempts(Journal):
         if found < pace and self.may_move(now):
             words = f"slow: {found:.1f} tokens/s where {pace:g} are wanted"
             self._fail(current, Failure("slow", faults.STREAM, words), [], progress, now)
-
-    def _finish(self, current: Try, final: Chunk, events: list[StreamEvent], progress: Progress, now: float) -> None:
-        """End the answer: the server said that it is done, or a stop string of the caller stands across a seam."""
-        self.steady = False
-        state, seen, end = self._state, [*self.log, *events], now + self._zero
-        whole = Delivered.of(seen)
-        label, seconds = self._servers[current.server].label, now - current.began
-        why, first = self._why(current.server), self._first_token(current, seen)
-        done = Attempt(label, "ok", faults.STREAM, "", len(whole.text), False, seconds, 200, current.rung, why, first)
-        spent = state.ladder.delivered.chunks if current.rung in (RAW, PREFILL) else 0
-        if self._question.is_full(spent):
-            final = replace(final, eval_count=0)  # its one token was not delivered
-        attempts = (*state.attempts, done)
-        model = state.ladder.asked(current.server).model
-        result = result_of(seen, whole, final, model=model, attempts=attempts, end=end, spent=spent)
-        stats = {"kind": "stats", "server": result.server, "usage": result.usage, "timings": result.timings}
-        meta = {name: getattr(result, name) for name in ("finish_reason", "usage", "timings", "model", "server")}
-        meta["attempts"] = [asdict(attempt) for attempt in attempts]
-        events += [self._event("meta", now, "", stats), self._event("end", now, "", meta)]
-        after = replace(state, current=None, beside=(), pending=None, attempts=attempts, outcome=result)
-        self._commit(events, after, progress)
 
     def cancel(self) -> None:
         """End the answer because its reader wants no more of it; without effect when it is over."""

@@ -20,9 +20,10 @@ class Function(msgspec.Struct, frozen=True):
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """One whole tool call; Ollama never sends parts of one."""
+    """One whole tool call; Ollama never sends parts of one, and servers before 0.12 give it no id."""
 
     function: Function
+    id: str | None = None
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

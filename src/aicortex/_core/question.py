@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -56,6 +57,14 @@ class Question(msgspec.Struct, frozen=True):
     def is_full(self, spent: int) -> bool:
         """Whether an answer of so many tokens is as long as it may be."""
         return self.limit is not None and spent >= self.limit
+
+    def behind(self, messages: Sequence[dict[str, Any]]) -> Question:
+        """Return the question with more of the conversation; an answer whose beginning was given is one message."""
+        last, first = self.messages[-1] if self.messages else {}, messages[0]
+        if last.get("role") != "assistant" or first.get("role") != "assistant":
+            return msgspec.structs.replace(self, messages=[*self.messages, *messages])
+        merged = {**last, **first, "content": last.get("content", "") + first.get("content", "")}
+        return msgspec.structs.replace(self, messages=[*self.messages[:-1], merged, *messages[1:]])
 
     def chat(self) -> Request:
         """Ask from the beginning."""

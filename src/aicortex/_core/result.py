@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from aicortex._core.failover import Attempt
-from aicortex._core.ollama import Chunk
-from aicortex._core.seam import Delivered
+from aicortex._core.turns import Turns, told, totals
 from aicortex.errors import AICortexError, AllServersFailedError, RequestRejectedError, StreamInterruptedError
 from aicortex.events import StreamEvent
-
-SECOND_NS = 1e9
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -20,7 +18,11 @@ class Result(msgspec.Struct, frozen=True):
 
     `usage` counts `prompt_tokens` and `completion_tokens`. `timings` are seconds: `first_token` and `total` as the
     reader saw them, `load`, `prompt` and `generation` as the server says, and `tokens_per_second` of the generation.
-    `finish_reason` is "stop" or "length". `attempts` lists every try, the successful one last.
+    `finish_reason` is "stop", "length" or "max_steps". `attempts` lists every try, that which finished it last.
+
+    `messages` is what the answer adds to the conversation, ready to be sent again: the assistant's messages, and
+    between them the results of the tools it called. `turns` says of each turn of the model what it took, in the words
+    of `usage` and `timings`; prompt and completion tokens of the last one are the size of the conversation now.
     """
 
     text: str
@@ -31,47 +33,33 @@ class Result(msgspec.Struct, frozen=True):
     model: str
     server: str
     attempts: tuple[Attempt, ...]
+    messages: tuple[dict[str, Any], ...] = ()  # Any: JSON
+    turns: tuple[dict[str, float], ...] = ()
 
 
 def result_of(
-    events: Sequence[StreamEvent],
-    whole: Delivered,
-    final: Chunk,
-    *,
-    model: str,
-    attempts: tuple[Attempt, ...],
-    end: float,
-    spent: int,
+    events: Sequence[StreamEvent], turns: Turns, *, reason: str, model: str, attempts: tuple[Attempt, ...], end: float
 ) -> Result:
-    """Return the result of an answer whose events these are, and what they delivered; the last attempt finished it.
-
-    `spent` tokens of the answer were made by other attempts and were a part of the last one's prompt.
-    """
-    prompt_tokens = max(final.prompt_eval_count - spent, 0)
+    """Return the result of an answer whose events these are, and whose turns are over; the last attempt finished it."""
+    usage, timings = totals(turns.usages)
     return Result(
-        text=whole.text,
-        thinking=whole.thinking,
-        finish_reason=final.done_reason or "stop",
-        usage={"prompt_tokens": prompt_tokens, "completion_tokens": final.eval_count + spent},
-        timings=_timings(events, final, end=end),
+        text=turns.text,
+        thinking=turns.thinking,
+        finish_reason=reason,
+        usage=usage,
+        timings={**_waited(events, end=end), **timings},
         model=model,
         server=attempts[-1].server,
         attempts=attempts,
+        messages=turns.messages,
+        turns=told(turns.usages),
     )
 
 
-def _timings(events: Sequence[StreamEvent], final: Chunk, *, end: float) -> dict[str, float]:
+def _waited(events: Sequence[StreamEvent], *, end: float) -> dict[str, float]:
     start = events[0].timestamp or end
     first = next((event.timestamp for event in events if event.type == "token"), None)
-    seconds = final.eval_duration / SECOND_NS
-    return {
-        "first_token": (first or end) - start,
-        "total": end - start,
-        "load": final.load_duration / SECOND_NS,
-        "prompt": final.prompt_eval_duration / SECOND_NS,
-        "generation": seconds,
-        "tokens_per_second": final.eval_count / seconds if seconds else 0.0,
-    }
+    return {"first_token": (first or end) - start, "total": end - start}
 
 
 def error_of(attempts: Sequence[Attempt], partial: str = "", *, shown: bool = False, hint: str = "") -> AICortexError:
@@ -89,9 +77,10 @@ def error_of(attempts: Sequence[Attempt], partial: str = "", *, shown: bool = Fa
     latest: dict[str, Attempt] = {}  # a server may have been asked several times
     for attempt in attempts:
         says_less = attempt.kind in ("diverged", "cannot_continue")  # than what broke the answer there
-        if not says_less or attempt.server not in latest:
+        if attempt.kind != "ok" and (not says_less or attempt.server not in latest):
             latest[attempt.server] = attempt
-    each = "; ".join(map(_told, latest.values())) + (f" ({hint})" if hint else "")
+    each = "; ".join(map(_told, latest.values()))
+    each = f"{each} ({hint})" if each and hint else each or hint
     if shown:
         words = f"Stream interrupted after {last.delivered} characters: {each}"
         return StreamInterruptedError(words, attempts=attempts, partial=partial)

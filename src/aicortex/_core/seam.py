@@ -39,22 +39,25 @@ class Delivered(msgspec.Struct, frozen=True):
     thinking: str = ""
     calls: tuple[tuple[str | None, dict[str, Any] | None], ...] = ()  # Any: JSON of the model's making
     chunks: int = 0
+    ids: tuple[str | None, ...] = ()  # of the calls, where the server gave any
 
     @classmethod
     def of(cls, events: Iterable[StreamEvent]) -> Delivered:
         """Return what these events delivered; a thought that was begun again counts from there."""
-        texts, thoughts, calls = [], [], []
+        texts, thoughts, calls, ids = [], [], [], []
         for event in events:
             if event.type == "token":
                 texts.append(event.content or "")
             elif event.type == "tool_call":
                 calls.append((event.tool_name, event.tool_args))
+                ids.append((event.meta or {}).get("id"))
             elif event.type == "meta" and event.meta:
                 if event.meta["kind"] == "thinking":
                     thoughts.append(event.content or "")
                 elif event.meta.get("rung") == RESTART:
                     thoughts.clear()
-        return cls("".join(texts), "".join(thoughts), tuple(calls), len(texts) + len(thoughts) + len(calls))
+        chunks = len(texts) + len(thoughts) + len(calls)
+        return cls("".join(texts), "".join(thoughts), tuple(calls), chunks, tuple(ids))
 
     def __bool__(self) -> bool:
         return self.chunks > 0

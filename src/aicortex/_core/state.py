@@ -13,6 +13,8 @@ from aicortex._core.ollama import Lines
 from aicortex._core.question import Request
 from aicortex._core.result import Result
 from aicortex._core.seam import Seam
+from aicortex._core.thought import Thought
+from aicortex._core.turns import Turns
 from aicortex.errors import AICortexError
 
 ASK_LOADED = "loaded"  # /api/ps, which waits while a model is loaded
@@ -80,6 +82,7 @@ class State(msgspec.Struct, frozen=True):
     wants: tuple[str, ...] = ()
     is_alive: bool = False
     attempts: tuple[Attempt, ...] = ()
+    turns: Turns = Turns()
     outcome: Result | AICortexError | None = None
 
     @property
@@ -101,6 +104,7 @@ class Progress(msgspec.Struct, frozen=True):
     seam: Seam | None = None  # what the attempt goes on with, until that is proven
     counted: int = 0
     waited: float = 0.0
+    thought: Thought | None = None  # what takes a thought out of the text, until it is clear that there is none left
 
 
 def without(tries: Iterable[Try], *tasks: str) -> tuple[Try, ...]:

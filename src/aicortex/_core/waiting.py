@@ -19,13 +19,13 @@ import msgspec
 from msgspec.structs import replace
 
 from aicortex._core import faults
-from aicortex._core.attempts import Attempts
 from aicortex._core.failover import Attempt, Failure
 from aicortex._core.hedging import Budget
 from aicortex._core.http import Response
 from aicortex._core.ladder import ASK_ANSWER, ASK_VERSION
 from aicortex._core.ollama import SENSELESS, Lines, decode_lines, error_text
 from aicortex._core.question import LOADED, VERSION
+from aicortex._core.rounds import Rounds
 from aicortex._core.state import ASK_ALIVE, ASK_LOADED, Connect, Progress, State, Try, without
 
 GLANCE_SECONDS = 0.05  # a reader that comes late looks so long at what is there
@@ -111,7 +111,7 @@ def is_loading(state: State, now: float) -> bool | None:
     return state.is_alive if now >= due_of(state, asked) else None
 
 
-class Waiting(Attempts):
+class Waiting(Rounds):
     """The part of an answer that waits for its first token."""
 
     __slots__ = ("_hedge",)

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from aicortex._core.failover import AttemptFailed, Wait
 from aicortex._core.http import Response
 from aicortex._core.state import Connect, Read
+from aicortex._core.turns import Run
 from aicortex._core.waiting import GLANCE_SECONDS
 from aicortex._sync.connection import Connection, end_waits, wait_for_any
 from aicortex._sync.pool import POOL, Pool, reach
 from aicortex.links import Link, Links
 
 if TYPE_CHECKING:
+    from aicortex._sync.calls import Calls
     from aicortex.planning import Plan
     from aicortex.request import Call
 
@@ -31,7 +33,7 @@ class Exchange(Links[Connection]):
     on by at least one event; others wait for it.
     """
 
-    __slots__ = ("_lock", "_opening", "_pause")
+    __slots__ = ("_calls", "_lock", "_opening", "_pause")
     _pool: Pool
 
     def __init__(self, call: Call, route: Plan, pool: Pool = POOL) -> None:
@@ -40,6 +42,7 @@ class Exchange(Links[Connection]):
         self._opening: list[socket.socket] = []  # what a connection in the making waits for
         self._pause = allocate_lock()  # held while waiting for a busy server; cancel() lets it go
         self._pause.acquire()
+        self._calls: Calls | None = None
 
     def start(self) -> None:
         """Send the request to the first server that takes it."""
@@ -60,6 +63,8 @@ class Exchange(Links[Connection]):
             if answer.outcome is not None and self._watch is not None:
                 self._watch.over(answer.attempts)
                 self._watch = None
+            if self.owes:
+                self._tell_over()
             return len(log) > position
 
     def move(self) -> bool:
@@ -91,10 +96,17 @@ class Exchange(Links[Connection]):
         if not self._is_cancelled:
             self._is_cancelled = True
             self._pause.release()
+        if self._calls is not None:
+            self._calls.wake()
         opening = self._opening.copy()
         self._opening.clear()  # tells the connection in the making to try no further address
         end_waits(opening)
-        self._with_lock(lambda: self._advance(reading=False), None)
+        self._with_lock(self._end, None)
+
+    def _end(self) -> None:
+        self._advance(reading=False)
+        if self.owes:
+            self._tell_over()
 
     def _with_lock(self, work: Callable[[], None], responses: Sequence[Response] | None) -> None:
         """Wake whoever reads these responses, or any, who then looks what is wanted; do it here if nobody does."""
@@ -131,6 +143,8 @@ class Exchange(Links[Connection]):
                     self._read(until - now)
             elif isinstance(step, Connect):
                 self._connect(step)
+            elif isinstance(step, Run) and reading:
+                self._call(step)
             elif isinstance(step, Wait) and reading:
                 self._pause.acquire(timeout=max(step.until - now, 0.0))
             else:
@@ -162,6 +176,17 @@ class Exchange(Links[Connection]):
             self._failed(step, link, error.failure)
         else:
             self.answer.connected(step, response, perf_counter())
+
+    def _call(self, run: Run) -> None:
+        """Run what the model called, and tell the answer what the first of it returns."""
+        if self._calls is None:
+            from aicortex._sync.calls import Calls
+
+            assert self._toolbox is not None  # else nothing is to be run
+            self._calls = Calls(self._toolbox)
+        found = self._calls.wait(run, lambda: self._is_cancelled)
+        if found is not None:
+            self.answer.returned(*found, perf_counter())
 
     def _read(self, seconds: float) -> None:
         """Read once and tell the answer."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aicortex.ask import achat as achat
     from aicortex.ask import chat as chat
     from aicortex.astream import AsyncStream as AsyncStream
+    from aicortex.calling import ToolCall as ToolCall
     from aicortex.catalogue import alist_model_servers as alist_model_servers
     from aicortex.catalogue import amodels as amodels
     from aicortex.catalogue import best_server as best_server
@@ -38,14 +39,17 @@ if TYPE_CHECKING:
     from aicortex.errors import CredentialError as CredentialError
     from aicortex.errors import EmbeddedEngineError as EmbeddedEngineError
     from aicortex.errors import ModelNotFoundError as ModelNotFoundError
+    from aicortex.errors import OutputValidationError as OutputValidationError
     from aicortex.errors import RegistryError as RegistryError
     from aicortex.errors import RequestRejectedError as RequestRejectedError
     from aicortex.errors import StreamCancelledError as StreamCancelledError
     from aicortex.errors import StreamInterruptedError as StreamInterruptedError
     from aicortex.events import StreamEvent as StreamEvent
+    from aicortex.functions import Tool as Tool
     from aicortex.job import Outcome as Outcome
     from aicortex.many import astream_many as astream_many
     from aicortex.many import stream_many as stream_many
+    from aicortex.session import Session as Session
     from aicortex.stream import Stream as Stream
 
 __version__ = "0.1.0"
@@ -61,14 +65,18 @@ _HOMES = {
     "EmbeddedEngineError": "errors",
     "ModelNotFoundError": "errors",
     "Outcome": "job",
+    "OutputValidationError": "errors",
     "RegistryError": "errors",
     "RequestRejectedError": "errors",
     "Result": "_core.result",
     "Server": "_core.server",
+    "Session": "session",
     "Stream": "stream",
     "StreamCancelledError": "errors",
     "StreamEvent": "events",
     "StreamInterruptedError": "errors",
+    "Tool": "functions",
+    "ToolCall": "calling",
     "achat": "ask",
     "alist_model_servers": "catalogue",
     "amodels": "catalogue",

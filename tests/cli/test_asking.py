@@ -197,13 +197,6 @@ def test_registered_servers_are_routed(server: FakeServer) -> None:
         assert f"on {server.url}; chosen: order: number 1" in ended.err
 
 
-def test_session(server: FakeServer) -> None:
-    """A session has a name, which is no option of the server."""
-    assert run("chat", "Hi", "--session", "novel", "--server", server.url).status == 0
-    ended = run("chat", "Hi", "--session", " ", "--server", server.url)
-    assert (ended.status, "session must be text" in ended.err) == (2, True)
-
-
 def test_server_without_its_key(server: FakeServer) -> None:
     """A registered server whose key is missing is left out, which is said once."""
     with Registry() as registry:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import aicortex
-from aicortex.cli.parser import parse_arguments
+from aicortex.cli.parser import SESSIONS, parse_arguments
 from aicortex.cli.servers_parser import ACTIONS
 from cli.running import Ended, here, run
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMANDS = ("chat", "models", "servers", "refresh", "bench", "doctor", "embedded", "completion")
+COMMANDS = ("chat", "sessions", "models", "servers", "refresh", "bench", "doctor", "embedded", "completion")
 
 
 def test_docs_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,14 @@ def test_docs_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (DOCS / "cli.md").read_text("utf-8") == reference()
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"servers {action.name}" for action in ACTIONS)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *COMMANDS,
+        *(f"servers {action.name}" for action in ACTIONS),
+        *(f"sessions {action.name}" for action in SESSIONS.commands),
+    ],
+)
 def test_help(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command explains itself, with examples and its exit statuses, in lines that fit a terminal."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -75,6 +82,9 @@ def test_nothing_prints_the_help() -> None:
         (["servers", "localhost"], "did you mean: aicortex servers add localhost?"),
         (["servers", "desk:11434"], "did you mean: aicortex servers add desk:11434?"),
         (["servers", "https://me:hidden@desk"], "did you mean: aicortex servers add https://…@desk?"),
+        (["sessions", "rm", "novel"], "there is no command 'sessions rm'; did you mean: aicortex sessions remove?"),
+        (["sessions", "novel"], "did you mean: aicortex sessions show novel?"),
+        (["session"], "did you mean: aicortex sessions?"),
         (["--verbose", "chat"], "unrecognized arguments: --verbose; did you mean --version?"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: `aicortex chat | batch | models | servers | refresh | bench | doctor | embedded | completion`.
+"""The command line: `aicortex chat | batch | sessions | models | servers | refresh | bench | doctor | …`.
 
     0    the answer is whole, the list complete, nothing wrong
     1    a server's fault, no server has the model, or a problem was found
@@ -28,15 +28,22 @@ USAGE = 2
 INTERRUPTED = 130
 READER_GONE = 141
 
-ACTIONS = {  # the commands below `servers`
-    "list": ("servers", "run"),
-    "check": ("servers", "run_check"),
-    "add": ("adding", "run"),
-    "set": ("changing", "run"),
-    "remove": ("roster", "run_remove"),
-    "drain": ("roster", "run_drain"),
-    "export": ("roster", "run_export"),
-    "import": ("importing", "run"),
+ACTIONS = {  # the commands below others
+    "servers": {
+        "list": ("servers", "run"),
+        "check": ("servers", "run_check"),
+        "add": ("adding", "run"),
+        "set": ("changing", "run"),
+        "remove": ("roster", "run_remove"),
+        "drain": ("roster", "run_drain"),
+        "export": ("roster", "run_export"),
+        "import": ("importing", "run"),
+    },
+    "sessions": {
+        "list": ("sessions", "run"),
+        "show": ("sessions", "run_show"),
+        "remove": ("sessions", "run_remove"),
+    },
 }
 
 
@@ -87,10 +94,8 @@ def _command(options: argparse.Namespace) -> Callable[[argparse.Namespace], int]
     """Return what carries out a command: `run` of the module named after it, or what the table above says."""
     from importlib import import_module
 
-    if options.command == "servers":
-        home, function = ACTIONS[options.action or "list"]
-    else:
-        home, function = options.command, "run"
+    actions = ACTIONS.get(options.command, {})
+    home, function = actions.get(options.action or "list", (options.command, "run"))
     found: Callable[[argparse.Namespace], int] = getattr(import_module(f"aicortex.cli.{home}"), function)
     return found
 

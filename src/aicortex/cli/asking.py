@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Literal
 from aicortex._core.server import EMBEDDED
 from aicortex.ask import chat
 from aicortex.cli.screens import Screen, choose_screen
+from aicortex.cli.table import counted
 from aicortex.cli.terminal import note
 from aicortex.cli.waiting import Waiting
 from aicortex.fleet import find_fleet
 
 if TYPE_CHECKING:
     from aicortex import Result, Server, Stream, StreamEvent
-    from aicortex.request import MessageDict, Routing
+    from aicortex.request import Routing
+    from aicortex.session import Session
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,18 @@ class Manner:
         )
 
 
-def ask(prompt: str, manner: Manner, *, history: Sequence[MessageDict] = ()) -> Result:
-    """Ask and show the answer; raises as `chat` and its stream do, when what came has been shown.
+def ask(prompt: str, manner: Manner, session: Session | None = None) -> Result:
+    """Ask, in a conversation if there is one, and show the answer.
 
-    A KeyboardInterrupt ends the generation on the server and passes on.
+    Raises as `chat` and its stream do, when what came has been shown. A KeyboardInterrupt ends the generation on the
+    server and passes on.
     """
     with Waiting() as waiting:
         waiting.begin("looking for a server")
         servers, has_engine = _chosen(manner)
         if has_engine:
             waiting.stop()  # the engine says itself what it fetches and starts
-        with _open(prompt, manner, history, servers) as stream:
+        with _open(prompt, manner, session, servers) as stream:
             screen = choose_screen(json=manner.json, plain=manner.plain)
             if manner.json and sys.stdout.isatty():
                 waiting.go_below(screen)  # there are lines before the first text
@@ -85,7 +88,7 @@ def ask(prompt: str, manner: Manner, *, history: Sequence[MessageDict] = ()) -> 
                 screen.finish()
                 reporter.finish()
             result = stream.result
-    _comment(result, stats=manner.stats)
+    _comment(result, (stream.events[0].meta or {}).get("trimmed_turns", 0), stats=manner.stats)
     return result
 
 
@@ -103,12 +106,10 @@ def _chosen(manner: Manner) -> tuple[Sequence[str | Server] | None, bool]:
     return fleet.servers if is_certain else manner.servers, has_engine
 
 
-def _open(
-    prompt: str, manner: Manner, history: Sequence[MessageDict], servers: Sequence[str | Server] | None
-) -> Stream:
-    return chat(
+def _open(prompt: str, manner: Manner, session: Session | None, servers: Sequence[str | Server] | None) -> Stream:
+    asking = chat if session is None else session.chat
+    return asking(
         prompt,
-        messages=history,
         stream=True,
         model=manner.model,
         servers=servers,
@@ -121,7 +122,6 @@ def _open(
         timeout=manner.timeout,
         resume=manner.resume,
         routing=manner.routing,
-        session=manner.session,
     )
 
 
@@ -214,7 +214,9 @@ def _reason(failed: StreamEvent) -> str:
     return (failed.content or "").removeprefix(f"{(failed.meta or {})['server']}: ")
 
 
-def _comment(result: Result, *, stats: bool) -> None:
+def _comment(result: Result, left_out: int, *, stats: bool) -> None:
+    if left_out:
+        note(f"the model was not told the oldest {counted(left_out, 'turn')}: it takes no more")
     if not result.text:
         note("the model answered nothing")
     if result.finish_reason == "length":
@@ -224,8 +226,7 @@ def _comment(result: Result, *, stats: bool) -> None:
 
 
 def _tokens(result: Result) -> str:
-    count = result.usage["completion_tokens"]
-    return f"{count} token" if count == 1 else f"{count} tokens"
+    return counted(result.usage["completion_tokens"], "token")
 
 
 def stats_line(result: Result) -> str:

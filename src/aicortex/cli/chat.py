@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from aicortex.cli.asking import Manner, ask
-from aicortex.cli.terminal import decoded
+from aicortex.cli.terminal import decoded, note
+
+if TYPE_CHECKING:
+    from aicortex.session import Session
 
 
 def run(options: argparse.Namespace) -> int:
@@ -15,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     manner = Manner.of(options)
     prompt = read_prompt(options.prompt)
     if prompt is not None:
-        ask(prompt, manner)
+        ask(prompt, manner, _session(manner))
         return 0
     if manner.json:
         raise ValueError("a conversation has no JSON: give a prompt")
@@ -24,6 +28,20 @@ def run(options: argparse.Namespace) -> int:
     from aicortex.cli.interactive import converse
 
     return converse(manner)
+
+
+def _session(manner: Manner) -> Session | None:
+    """Return the conversation that the command line names, if it does, and say on a terminal how long it is."""
+    if manner.session is None:
+        return None
+    from aicortex.session import Session
+
+    session = Session(manner.session)
+    if sys.stderr.isatty():
+        from aicortex.cli.sessions import length_words
+
+        note(length_words(session))
+    return session
 
 
 def read_prompt(words: Sequence[str]) -> str | None:

@@ -6,20 +6,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aicortex
 from aicortex.catalogue import models
 from aicortex.cli.asking import Manner, ask
+from aicortex.cli.sessions import length_words, paragraph
 from aicortex.cli.terminal import fitted, note, report
 from aicortex.errors import AICortexError, AllServersFailedError
 from aicortex.fleet import find_fleet, find_servers
 from aicortex.planning import plan
+from aicortex.session import Session
 
 PROMPT = ">>> "
 CONTINUED = "... "
 HELP = """\
 /model [NAME]  ask another model from now on; without a name, list them
-/clear         forget the conversation
+/reset         forget the conversation; /clear does the same
 /save FILE     write the conversation as Markdown, or as JSON into FILE.json
 /help          show this
 /quit          leave, as Ctrl-D does
@@ -34,6 +37,8 @@ def converse(manner: Manner) -> int:
     conversation = Conversation(manner)
     words = f"aicortex {aicortex.__version__}: {conversation.model}. /help shows the commands, Ctrl-D leaves."
     print(fitted(words))
+    if manner.session is not None:
+        print(fitted(length_words(conversation.session)))
     while True:
         try:
             question = read_question(conversation.take_unread())
@@ -65,17 +70,18 @@ def read_question(first: str | None = None) -> str:
 
 
 class Conversation:
-    """The messages so far, and the model that answers."""
+    """The session, stored if it has a name, and the model that answers."""
 
     def __init__(self, manner: Manner) -> None:
         """Choose the model; raises ModelNotFoundError or AllServersFailedError."""
         self._manner = manner
-        self._messages: list[dict[str, str]] = []
+        self.session = Session(manner.session)
         self._unread: str | None = None  # a line which a command read that was not meant for it
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help,
             "/model": self._model,
-            "/clear": self._clear,
+            "/reset": self._reset,
+            "/clear": self._reset,
             "/save": self._save,
         }
         self._choose(manner.model)
@@ -91,13 +97,11 @@ class Conversation:
         return line
 
     def ask(self, question: str) -> None:
-        """Ask a question and remember it with its answer; what was stopped or failed leaves no trace."""
+        """Ask a question; it is remembered with its answer, and what was stopped or failed leaves no trace."""
         try:
-            result = ask(question, self._manner, history=self._messages)
+            ask(question, self._manner, self.session)
         except KeyboardInterrupt:
             note("stopped: the conversation goes on without this question")
-            return
-        self._messages += [{"role": "user", "content": question}, {"role": "assistant", "content": result.text}]
 
     def command(self, line: str) -> bool:
         """Carry out a command and return whether the conversation goes on."""
@@ -130,14 +134,15 @@ class Conversation:
             raise AllServersFailedError(f"All servers failed: {reasons}")
         self._manner = replace(self._manner, model=route.model)
 
-    def _clear(self, _: str) -> None:
-        self._messages.clear()
+    def _reset(self, _: str) -> None:
+        self.session.reset()
         print("The conversation is forgotten.")
 
     def _save(self, name: str) -> None:
         if not name:
             raise ValueError("say where to: /save FILE")
-        if not self._messages:
+        messages = self._messages()
+        if not messages:
             raise ValueError("there is nothing to save yet")
         path = Path(name).expanduser()
         mode = "x"
@@ -150,20 +155,18 @@ class Conversation:
                 return
             mode = "w"
         with path.open(mode, encoding="utf-8", newline="\n") as file:
-            file.write(self._as_json() if path.suffix == ".json" else self._as_markdown())
+            file.write(self._as_json(messages) if path.suffix == ".json" else self._as_markdown(messages))
         print(f"Saved to {path}.")
 
-    def _all_messages(self) -> list[dict[str, str]]:
-        system = self._manner.system
-        return [*([{"role": "system", "content": system}] if system else []), *self._messages]
+    def _messages(self) -> list[dict[str, Any]]:  # Any: JSON
+        """Return what was said, with the system's words in front; nothing where nothing was."""
+        history, system = self.session.history, self.session.system
+        return [{"role": "system", "content": system}, *history] if history and system else history
 
-    def _as_json(self) -> str:
+    def _as_json(self, messages: list[dict[str, Any]]) -> str:  # Any: as above
         import json
 
-        return json.dumps({"model": self.model, "messages": self._all_messages()}, ensure_ascii=False, indent=2) + "\n"
+        return json.dumps({"model": self.model, "messages": messages}, ensure_ascii=False, indent=2) + "\n"
 
-    def _as_markdown(self) -> str:
-        parts = [f"# A conversation with {self.model}"]
-        for message in self._all_messages():
-            parts += [f"## {message['role'].capitalize()}", message["content"].strip()]
-        return "\n\n".join(parts) + "\n"
+    def _as_markdown(self, messages: list[dict[str, Any]]) -> str:  # Any: as above
+        return "\n\n".join([f"# A conversation with {self.model}", *map(paragraph, messages)]) + "\n"

@@ -54,7 +54,7 @@ examples:
   aicortex chat "Summarise this." < report.txt
   aicortex chat - < question.txt
   aicortex chat --server desk:11434 --server rack:11434 --stats "Tell a story."
-  aicortex chat --routing fastest --session novel "Tell the next chapter."
+  aicortex chat --session novel "Tell the next chapter."
   aicortex chat --json "Hello" | jq -j 'select(.type == "token").content'
   aicortex chat
 
@@ -73,6 +73,36 @@ if you like, and any argument of chat, such as "temperature", for this prompt.
 Answers are appended as they come. After Ctrl-C, a crash or failures the same
 command asks only for what is missing.
 exit status: 0 all answered, 1 some failed, 2 wrong arguments, 130 interrupted"""
+
+SESSIONS_EXAMPLES = """\
+examples:
+  aicortex sessions
+  aicortex sessions show novel
+  aicortex sessions --json | jq -r '.[].name'
+
+'aicortex chat --session NAME' begins a conversation and goes on with it.
+'aicortex sessions COMMAND --help' says more about a command.
+exit status: 0 done, 1 failed, 2 wrong arguments"""
+
+LIST_EXAMPLES = """\
+examples:
+  aicortex sessions list
+
+exit status: 0 done, 1 failed, 2 wrong arguments"""
+
+SHOW_EXAMPLES = """\
+examples:
+  aicortex sessions show novel
+  aicortex sessions show novel > novel.md
+  aicortex sessions show novel --json | jq '.turns[].usage'
+
+exit status: 0 done, 1 failed, 2 wrong arguments"""
+
+REMOVE_EXAMPLES = """\
+examples:
+  aicortex sessions remove novel letters
+
+exit status: 0 removed, 1 failed, 2 wrong arguments"""
 
 EMBEDDED_EXAMPLES = """\
 examples:
@@ -112,22 +142,30 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_action(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Answer a misspelled command of `servers`."""
-    actions = [action.name for action in SERVERS.commands]
-    if arguments[0] != SERVERS.name or len(arguments) < 2 or arguments[1] in actions or arguments[1].startswith("-"):
+    """Answer a misspelled command of `servers` or `sessions`, or one that was left out."""
+    group = next((group for group in (SERVERS, SESSIONS) if arguments[0] == group.name), None)
+    if group is None or len(arguments) < 2 or arguments[1].startswith("-"):
         return
+    actions = [action.name for action in group.commands]
+    if arguments[1] not in actions:
+        word = arguments[1]
+        parser.error(f"there is no command {_short(f'{group.name} {word}')!r}; {_hint(group, word, actions)}")
+
+
+def _hint(group: Command, word: str, actions: Sequence[str]) -> str:
+    """Return what somebody probably meant who wrote this in place of a command of `servers` or `sessions`."""
     from difflib import get_close_matches
 
-    word = arguments[1]
-    similar = get_close_matches(word.lower(), [*actions, *SYNONYMS], n=1)
+    synonyms = {word: meant for word, meant in SYNONYMS.items() if meant in actions}
+    similar = get_close_matches(word.lower(), [*actions, *synonyms], n=1)
     is_address = word == "localhost" or any(sign in word for sign in ".:/")
     if similar and not is_address:
-        hint = f"did you mean: aicortex servers {SYNONYMS.get(similar[0], similar[0])}?"
-    elif is_address:
-        hint = f"did you mean: aicortex servers add {_short(word)}?"
-    else:
-        hint = f"there are {', '.join(actions)}"
-    parser.error(f"there is no command {_short('servers ' + word)!r}; {hint}")
+        return f"did you mean: aicortex {group.name} {synonyms.get(similar[0], similar[0])}?"
+    if group is SESSIONS:
+        return f"did you mean: aicortex sessions show {_short(word)}?"
+    if is_address:
+        return f"did you mean: aicortex servers add {_short(word)}?"
+    return f"there are {', '.join(actions)}"
 
 
 def _short(text: str) -> str:
@@ -183,7 +221,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", nargs="*", help=words)
     _add_model(parser)
     _add_choosing(parser)
-    words = "what belongs together: the server that knows this session is asked again, because it has it in its cache"
+    words = "go on with the conversation of this name, which is stored; begin it where there is none"
     parser.add_argument("--session", metavar="NAME", help=words)
     _add_shaping(parser)
     words = (
@@ -254,6 +292,24 @@ def _add_deadlines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", choices=["continue", "never"], help=words)
 
 
+def _add_sessions(parser: argparse.ArgumentParser) -> None:
+    add_json(parser, "write JSON: name, turns (how many), created_at and used_at (Unix seconds), opening")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the conversation")
+    words = (
+        "write JSON: name, system, turns, each with messages, model, server, usage, context (tokens), is_partial and "
+        "at (Unix seconds)"
+    )
+    add_json(parser, words)
+
+
+def _add_remove(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="+", help="a conversation; all go, or none")
+    add_json(parser, "write JSON: removed (the names)")
+
+
 def _add_embedded(parser: argparse.ArgumentParser) -> None:
     words = "the port on 127.0.0.1; 0 picks a free one (default: %(default)s)"
     parser.add_argument("--port", metavar="N", type=port, default=11434, help=words)
@@ -267,11 +323,23 @@ def _add_completion(parser: argparse.ArgumentParser) -> None:
 
 CHAT = Command("chat", "[options] [PROMPT ...]", "ask a model, or talk with it", CHAT_EXAMPLES, _add_chat)
 BATCH = Command("batch", "[options] PROMPTS -o FILE", "ask all prompts of a file", BATCH_EXAMPLES, _add_batch)
+SESSIONS = Command(
+    "sessions",
+    "[options] [COMMAND ...]",
+    "list and remove stored conversations",
+    SESSIONS_EXAMPLES,
+    _add_sessions,
+    (
+        Command("list", "[options]", "list the conversations that are stored", LIST_EXAMPLES, _add_sessions),
+        Command("show", "[options] NAME", "show a conversation, whole", SHOW_EXAMPLES, _add_show),
+        Command("remove", "[options] NAME ...", "remove conversations for good", REMOVE_EXAMPLES, _add_remove),
+    ),
+)
 EMBEDDED = Command(
     "embedded", "[options]", "run the embedded engine as an Ollama server", EMBEDDED_EXAMPLES, _add_embedded
 )
 COMPLETION = Command(
     "completion", "SHELL", "print a script that lets a shell complete commands", COMPLETION_EXAMPLES, _add_completion
 )
-COMMANDS = (CHAT, BATCH, MODELS, SERVERS, REFRESH, BENCH, DOCTOR, EMBEDDED, COMPLETION)
+COMMANDS = (CHAT, BATCH, SESSIONS, MODELS, SERVERS, REFRESH, BENCH, DOCTOR, EMBEDDED, COMPLETION)
 NAMES = tuple(command.name for command in COMMANDS)

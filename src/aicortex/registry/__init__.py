@@ -4,6 +4,7 @@
     paths        where the registry's file and the `aicortex.toml` files are
     store        `Registry`: the SQLite file
     config       `read_config`: the `aicortex.toml` files
+    sessions     the conversations that have a name, in the same file
     credentials  references to secrets, how an entry is checked, and the `Server` an entry stands for
     transfer     servers to and from TOML text, for `aicortex servers export` and `import`
 

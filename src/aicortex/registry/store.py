@@ -75,7 +75,7 @@ class Registry:
     def add(self, entry: ServerEntry) -> None:
         """Add a server, checked as by `entry_of`; raises ValueError, also when its address or name is taken."""
         entry = checked(entry)
-        with self._writing() as connection:
+        with self.writing() as connection:
             _check_free(entry, _entries(connection))
             connection.execute(tables.insert("servers", tables.SERVER), tables.cells_of(entry, tables.SERVER))
 
@@ -87,7 +87,7 @@ class Registry:
         """
         if "url" in fields:
             raise ValueError("url cannot be changed: remove the server and add the new one")
-        with self._writing() as connection:
+        with self.writing() as connection:
             entries = _entries(connection)
             before = _named(title, entries)
             entry = checked(msgspec.structs.replace(before, **fields))
@@ -100,7 +100,7 @@ class Registry:
 
         Raises ValueError, with close matches, for an unknown server.
         """
-        with self._writing() as connection:
+        with self.writing() as connection:
             entry = _named(title, _entries(connection))
             _forget_address(connection, entry.url)
             connection.execute("DELETE FROM servers WHERE url = ?", (entry.url,))
@@ -109,7 +109,7 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Return everything that is known, health aside, as of one moment."""
         servers, conditions, models, measurements = self._read(*tables.EVERYTHING)
-        with _understood(self.path):
+        with understood(self.path):
             return Snapshot(
                 tuple(map(checked, tables.servers_of(servers))),
                 {row[0]: Condition(*row) for row in conditions},
@@ -127,7 +127,7 @@ class Registry:
         seen = list(observations)
         if not seen:
             return
-        with self._writing() as connection:
+        with self.writing() as connection:
             for observation in seen:
                 _write(connection, observation)
             due = max(observation.condition.checked_at for observation in seen) - STRANGER_SECONDS
@@ -137,7 +137,7 @@ class Registry:
     def forget(self, url: str, model: str) -> None:
         """Take a model off an address's list: the server there says that it does not have it."""
         if os.path.exists(self.path):
-            with self._writing() as connection:
+            with self.writing() as connection:
                 connection.execute("DELETE FROM models WHERE url = ? AND name = ?", (url, model))
 
     def read_health(self) -> dict[tuple[str, str], Health]:
@@ -154,7 +154,7 @@ class Registry:
             return
         now = time.time()
         cells = [(*key, *tables.cells_of(health, tables.HEALTH), now) for key, health in rows.items()]
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.executemany(tables.WRITE_HEALTH, [(*row, now + CLOCK_SECONDS) for row in cells])
             connection.execute("DELETE FROM health WHERE written_at < ?", (now - HEALTH_SECONDS,))
 
@@ -172,20 +172,25 @@ class Registry:
         with self._lock:
             self._let_go()
 
-    def _read(self, *queries: str) -> list[list[tables.Row]]:
-        """Return what each query finds, as of one moment; nothing where there is no file yet."""
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection | None]:
+        """Open a transaction that sees one moment; None where there is no file, or nothing in it, yet."""
         with self._lock, _explained(self.path):
             connection = self._opened()
             if connection is None:
-                return [[] for _ in queries]
+                yield None
+                return
             with connection:
                 connection.execute("BEGIN")
-                if not self._has_tables(connection):
-                    return [[] for _ in queries]
-                return [connection.execute(query).fetchall() for query in queries]
+                yield connection if self._has_tables(connection) else None
+
+    def _read(self, *queries: str) -> list[list[tables.Row]]:
+        """Return what each query finds, as of one moment; nothing where there is no file yet."""
+        with self.reading() as connection:
+            return [connection.execute(query).fetchall() if connection else [] for query in queries]
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
         """Open a transaction that no other process writes beside, in a file that has the tables."""
         with self._lock, _explained(self.path):
             connection = self._opened() or self._created()
@@ -293,7 +298,7 @@ def _explained(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _understood(path: str) -> Iterator[None]:
+def understood(path: str) -> Iterator[None]:
     """Turn what is wrong with rows that this program cannot have written into a RegistryError."""
     try:
         yield

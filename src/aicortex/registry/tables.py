@@ -5,8 +5,12 @@
     models         what each address has, in the order of `id`
     measurements   what its models were measured to do
     health         how requests went lately; `written_at` is the Unix time at which a process wrote the row
+    sessions       the conversations that have a name
+    turns          what was said in them: question and answer together, in the order of `number` from 1 on
 
-A field of a value is a column of the same name. Lists and mappings are JSON text, truth values 0 and 1.
+The last two are made by the first session (see `sessions`): a file without them is of the same version, and programs
+that do not know them leave them alone. A field of a value is a column of the same name. Lists and mappings are JSON
+text, truth values 0 and 1.
 """
 
 from __future__ import annotations
@@ -53,18 +57,19 @@ STRANGERS = "SELECT url FROM conditions WHERE checked_at < ? AND url NOT IN (SEL
 
 def schema() -> Iterator[str]:
     """Return the statements that make the tables of `SCHEMA_VERSION`: other columns need another version."""
-    yield f"CREATE TABLE servers (id INTEGER PRIMARY KEY, {_columns(ServerEntry, SERVER)}, UNIQUE (url))"
+    yield f"CREATE TABLE servers (id INTEGER PRIMARY KEY, {columns(ServerEntry, SERVER)}, UNIQUE (url))"
     yield "CREATE UNIQUE INDEX server_names ON servers (name) WHERE name != ''"
-    yield f"CREATE TABLE conditions ({_columns(Condition, CONDITION)}, PRIMARY KEY (url)) WITHOUT ROWID"
-    yield f"CREATE TABLE models (id INTEGER PRIMARY KEY, {URL}, {_columns(ModelEntry, MODEL)}, UNIQUE (url, name))"
-    columns = _columns(Measurement, MEASUREMENT)
-    yield f"CREATE TABLE measurements ({columns}, PRIMARY KEY (url, model, at)) WITHOUT ROWID"
-    columns = f"{URL}, model TEXT NOT NULL, {_columns(Health, HEALTH)}, written_at REAL NOT NULL"
-    yield f"CREATE TABLE health ({columns}, PRIMARY KEY (url, model)) WITHOUT ROWID"
+    yield f"CREATE TABLE conditions ({columns(Condition, CONDITION)}, PRIMARY KEY (url)) WITHOUT ROWID"
+    yield f"CREATE TABLE models (id INTEGER PRIMARY KEY, {URL}, {columns(ModelEntry, MODEL)}, UNIQUE (url, name))"
+    found = columns(Measurement, MEASUREMENT)
+    yield f"CREATE TABLE measurements ({found}, PRIMARY KEY (url, model, at)) WITHOUT ROWID"
+    found = f"{URL}, model TEXT NOT NULL, {columns(Health, HEALTH)}, written_at REAL NOT NULL"
+    yield f"CREATE TABLE health ({found}, PRIMARY KEY (url, model)) WITHOUT ROWID"
     yield f"PRAGMA user_version = {SCHEMA_VERSION}"
 
 
-def _columns(kind: type[msgspec.Struct], fields: Sequence[str]) -> str:
+def columns(kind: type[msgspec.Struct], fields: Sequence[str]) -> str:
+    """Return the columns that hold these fields of a value, as SQLite wants them declared."""
     found = {field.name: field for field in msgspec.structs.fields(kind)}
     return ", ".join(
         f"{name} {TYPES.get(found[name].type, 'TEXT')}{'' if found[name].default is None else ' NOT NULL'}"

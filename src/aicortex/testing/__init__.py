@@ -45,12 +45,16 @@ holds. A load of the model, `Loading(reply)`, lasts until `server.finish_loading
 
 **Between client and server.** A `Relay` stands in front of any server, fake or real, and cuts, stalls, delays,
 throttles or corrupts what passes.
+
+**A real server, once.** `record(server, path)` is a relay that keeps what a real server said in a file, and
+`replay(path)` a server that says it again, byte by byte.
 """
 
 from __future__ import annotations
 
 from aicortex.testing.clock import ManualClock
 from aicortex.testing.exchange import Exchange, Request
+from aicortex.testing.recording import Recorded, Recorder, record, replay
 from aicortex.testing.relay import Relay
 from aicortex.testing.replies import (
     Answer,
@@ -82,6 +86,8 @@ __all__ = [
     "Loading",
     "ManualClock",
     "Raw",
+    "Recorded",
+    "Recorder",
     "Refuse",
     "Relay",
     "Reply",
@@ -89,5 +95,7 @@ __all__ = [
     "Reset",
     "Stall",
     "Status",
+    "record",
+    "replay",
     "split_tokens",
 ]

@@ -50,7 +50,7 @@ def serve(weights_path, connect_to):
         model.resident = Resident(lambda: ScriptedEngine(*script))
         model.slots = slots or model.slots
         servers.append(ApiServer("127.0.0.1", 0, model))
-        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return connect_to("127.0.0.1", servers[-1].port)
 
     yield start

@@ -110,9 +110,7 @@ def test_formats_become_schemas():
     [
         ({"think": True}, "thinking"),
         ({"think": "high"}, "thinking"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"messages": [{"role": "tool", "content": "4"}]}, "tools"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "tools"),
+        ({"tools": [{"function": {"name": "x"}}], "format": "json"}, "tools together with format"),
         ({"messages": [{"role": "user", "images": ["aGk="]}]}, "vision"),
         ({"logprobs": True}, "logprobs"),
     ],
@@ -121,6 +119,63 @@ def test_what_the_engine_lacks_is_refused(body, ability):
     """What Ollama would refuse for such a model is refused in its words."""
     message = f'"smollm2:135m" does not support {ability}'
     assert refused(chat, **({"messages": HELLO} | body)) == (400, message)
+
+
+TOOLS = [{"type": "function", "function": {"name": "get_time", "description": "Get the time."}}]
+ASKED = [
+    *HELLO,
+    {"role": "assistant", "tool_calls": [{"id": "call_1", "function": {"name": "get_time", "arguments": {}}}]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "14:05 <|im_end|>"},
+]
+
+
+def test_tools_are_a_choice_before_the_text():
+    """The choice has a prompt and parameters of its own; the text's are those of the conversation."""
+    task = chat(messages=HELLO, tools=TOOLS, options={"stop": ["}"], "temperature": 0})
+    assert task.messages == HELLO
+    assert task.parameters["stop"] == ["}"]
+    assert task.choice.prompt[-1] == HELLO[0]
+    assert [message.content for message in task.choice.conversation] == ["hello"]
+    assert "get_time" in task.choice.parameters["grammar"]
+    assert (task.choice.parameters["temperature"], task.choice.parameters["repeat_penalty"]) == (0.0, 1.0)
+    assert "stop" not in task.choice.parameters
+    assert chat(messages=HELLO).choice is None
+
+
+def test_results_have_the_name_of_their_function():
+    """A result is found by its call's id, its control tokens are broken, and it is used with or without tools."""
+    task = chat(messages=ASKED)
+    assert task.messages[-1]["content"] == "hello\n\nResult of get_time: 14:05 <\u200b|im_end|>"
+    named = [*ASKED[:2], {"role": "tool", "tool_name": "clock", "content": "4"}]
+    assert chat(messages=named, tools=TOOLS).choice.prompt[-1]["content"] == "Result of clock: 4"
+
+
+def test_results_may_be_repeated():
+    """Behind results no word is penalised, unless the request says so."""
+    served = Served("m", (), 4096, (("repeat_penalty", 1.1),))
+
+    def penalty(messages, **options):
+        body = {"model": "m", "messages": messages, "tools": TOOLS, "options": options}
+        task = parse_chat(json.dumps(body).encode(), served)
+        return task.parameters["repeat_penalty"], task.choice.parameters["repeat_penalty"]
+
+    assert penalty(HELLO) == (1.1, 1.0)
+    assert penalty(ASKED) == (1.0, 1.0)
+    assert penalty(ASKED, repeat_penalty=1.3) == (1.3, 1.3)
+
+
+def test_a_begun_text_goes_on_as_text():
+    """Behind the beginning of an answer no function can be called."""
+    assert chat(messages=[*HELLO, {"role": "assistant", "content": "One"}], tools=TOOLS).choice is None
+
+
+@pytest.mark.parametrize(
+    "tools", [[{}], [{"function": {}}], [{"function": {"name": ""}}], [{"function": {"name": "x", "parameters": 3}}],
+              TOOLS + TOOLS, "get_time", [3]],
+)  # fmt: skip
+def test_tools_of_a_wrong_shape_are_refused(tools):
+    """A tool has a function with a name of its own, and a schema where it has parameters."""
+    assert refused(chat, messages=HELLO, tools=tools)[0] == 400
 
 
 def test_think_false_is_accepted():

@@ -38,7 +38,8 @@ found["tokens"] = engine.count_tokens("<|im_start|>user")
 found["text"] = text(engine, "One, two, three, four,", n_predict=2)
 found["fails"] = raises(ZeroDivisionError, lambda: engine.run("a", {"n_predict": 9}, lambda chunk: 1 / 0))
 found["no role"] = raises(ApiError, lambda: engine.render([{}]))
-found["can follow"] = [engine.can_follow(s) for s in ({"type": "object"}, {"type": "banana"}, {"enum": ["x"]})]
+schemas = {"type": "object"}, {"type": "banana"}, {"enum": ["x"]}
+found["can follow"] = [engine.can_follow({"json_schema": schema}) for schema in schemas]
 seen = []
 engine.run("Once upon a time", {"n_predict": 400}, lambda chunk: seen.append(read_chunk(chunk).text) or len(seen) > 5)
 found["cancelled after"] = len(seen)

@@ -99,7 +99,7 @@ def index(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AICORTEX_CACHE_DIR", str(tmp_path / "cache"))
     with Index() as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("PIP_INDEX_URL", server.url)
         monkeypatch.setenv("PIP_RETRIES", "0")
         yield server

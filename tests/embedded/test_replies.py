@@ -3,6 +3,7 @@
 import pytest
 
 from aicortex.embedded.api import ApiError, Task
+from aicortex.embedded.calls import Call
 from aicortex.embedded.replies import EngineChunk, Reply, read_chunk
 
 
@@ -20,6 +21,15 @@ def test_chat_and_generate_objects_have_ollamas_shapes():
         "model": "m", "created_at": "now", "response": "", "done": True, "done_reason": "stop", "eval_count": 3,
     }  # fmt: skip
     assert reply().rendered("p")["_debug_info"] == {"rendered_template": "p", "image_count": 0}
+
+
+def test_a_call_is_a_message_without_text():
+    """A call has Ollama's shape: an id, and a function with its index, name and arguments as an object."""
+    assert reply().call(Call("add", {"a": 1}, "call_1")) == {
+        "model": "m", "created_at": "now", "done": False,
+        "message": {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "call_1", "function": {"index": 0, "name": "add", "arguments": {"a": 1}}}]},
+    }  # fmt: skip
 
 
 def show(*chunks):

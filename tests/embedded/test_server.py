@@ -77,16 +77,82 @@ def test_a_schema_that_means_nothing_is_a_400(client):
     assert reply["error"]
 
 
+def tool(name, about, **properties):
+    """Return a tool whose parameters are all required."""
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
+
+
+CITY = {"type": "string"}
+TOOLS = [
+    tool("get_weather", "Get the current weather in a city.", city=CITY),
+    tool("get_time", "Get the current time in a city.", city=CITY),
+]
+
+
+def calls_of(lines):
+    """Return the calls in the lines of an answer."""
+    return [call for line in lines for call in line["message"].get("tool_calls", ())]
+
+
+def test_two_functions_are_called_in_three_rounds(client):
+    """Each call is one line without text, a result leads to the next call, and the text uses both results."""
+    messages = [{"role": "user", "content": "Get the weather in Berlin, then get the time in Berlin."}]
+    for name, result in (("get_weather", "Sunny, 21 degrees"), ("get_time", "14:05")):
+        _, lines = client.post("/api/chat", messages=messages, tools=TOOLS)
+        [call] = calls_of(lines)
+        assert call["function"] == {"index": 0, "name": name, "arguments": {"city": "Berlin"}}
+        assert call["id"].startswith("call_")
+        assert [line["message"]["content"] for line in lines] == ["", ""]
+        assert (lines[-1]["done"], lines[-1]["done_reason"]) == (True, "stop")
+        messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        messages.append({"role": "tool", "tool_name": name, "content": result})
+    _, lines = client.post("/api/chat", messages=messages, tools=TOOLS)
+    text = "".join(line["message"]["content"] for line in lines)
+    assert not calls_of(lines)
+    assert "sunny" in text
+    assert "14:05" in text
+
+
+def test_without_streaming_the_call_is_in_the_object(client):
+    """`stream: false` gives the call in the one JSON object."""
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    _, [whole] = client.post("/api/chat", messages=messages, tools=TOOLS, stream=False)
+    assert calls_of([whole])[0]["function"]["arguments"] == {"city": "Paris"}
+    assert (whole["message"]["content"], whole["done"]) == ("", True)
+
+
+def test_where_no_function_fits_the_text_is_the_same_as_without(client):
+    """The text comes from the conversation alone, and so does the prompt that is shown for it."""
+    assert client.text("Say hello.", tools=TOOLS) == client.text("Say hello.")
+    shown = [client.post("/api/chat", messages=HELLO, tools=tools, _debug_render_only=True)[1][0]["_debug_info"]
+             for tools in ([], TOOLS)]  # fmt: skip
+    assert shown[0] == shown[1]
+
+
+def test_half_a_call_is_none(client):
+    """A call that the token limit cuts is not sent; the reader learns that the limit ended the answer."""
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    _, [last] = client.post("/api/chat", messages=messages, tools=TOOLS, options={"num_predict": 3})
+    assert (last["message"]["content"], last["done_reason"]) == ("", "length")
+
+
+def test_parameters_that_mean_nothing_are_a_400(client):
+    """Arguments that the engine cannot bind are not made up."""
+    status, [reply] = client.post("/api/chat", messages=HELLO, tools=[tool("x", "X.", a={"type": "banana"})])
+    assert (status, reply) == (400, {"error": "invalid tools: the engine cannot follow the parameters' JSON schema"})
+
+
 def test_raw_continues_as_if_never_cut(client):
     """The rendered prompt and the text so far, sent raw, give the rest of the uninterrupted greedy answer."""
     for prompt in ("Name three primary colours.", "What is the capital of Japan?", "How do I boil an egg?"):
-        whole = [line["message"]["content"] for line in client.chat(prompt, options={"num_predict": 40})]
+        whole = [line["message"]["content"] for line in client.chat(prompt, options={"num_predict": 24})]
         messages = [{"role": "user", "content": prompt}]
         _, [debug] = client.post("/api/chat", messages=messages, stream=False, _debug_render_only=True)
         rendered = debug["_debug_info"]["rendered_template"]
         for cut in (1, 4, 8):
             begun = "".join(whole[:cut])
-            options = {"num_predict": 40 - cut}
+            options = {"num_predict": 24 - cut}
             _, rest = client.post("/api/generate", prompt=rendered + begun, raw=True, options=options)
             assert begun + "".join(line["response"] for line in rest) == "".join(whole)
 
@@ -156,7 +222,7 @@ def test_the_model_is_described(client):
     assert entry["digest"] == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     assert entry["details"]["parameter_size"] == "134.52M"
     _, [shown] = client.post("/api/show")
-    assert shown["capabilities"] == ["completion"]
+    assert shown["capabilities"] == ["completion", "tools"]
     assert shown["model_info"]["llama.context_length"] == 4096
     assert "im_start" in shown["template"]
     assert client.get("/api/version")["version"].startswith("0.15.0")
@@ -294,7 +360,7 @@ def test_the_official_client_works(client):
     assert official.generate(client.model, "hi", options={"num_predict": 4}).response
     assert official.list().models[0].model == client.model
     assert official.ps().models[0].context_length == 4096
-    assert official.show(client.model).capabilities == ["completion"]
+    assert official.show(client.model).capabilities == ["completion", "tools"]
     with pytest.raises(ollama.ResponseError, match="model 'other' not found"):
         official.chat("other", HELLO)
     with pytest.raises(ollama.ResponseError, match="does not support thinking"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 from aicortex.embedded import engine, gguf
 from aicortex.embedded.api import ApiError, Served, Task
+from aicortex.embedded.calls import read_call
 from aicortex.embedded.replies import EngineChunk, Reply, read_chunk, too_long
 from aicortex.embedded.resident import Resident
 from aicortex.embedded.slots import ClientGoneError, Slots
@@ -73,7 +76,7 @@ class Model:
                 f"{self._header.architecture}.context_length": self.served.context_length,  # clients ask for as much
                 "general.parameter_count": self._header.parameter_count,
             },
-            "capabilities": ["completion"],
+            "capabilities": ["completion", "tools"],
         }
 
     def _entry(self) -> dict[str, Any]:
@@ -118,10 +121,9 @@ def answer(model: Model, task: Task, send: Callable[[dict[str, Any]], None], is_
         if task.action == "render":
             send(reply.rendered(prompt))
             return
-        parameters = _fitted(running, prompt, task, model.served.context_length)
+        turn = _Turn(running, task, model.served.context_length, reply, send, is_gone)
         with model.slots.taken(is_gone):
-            _check_schema(running, parameters)
-            end = _run(running, prompt, parameters, reply, send, is_gone)
+            end = turn.choose() or turn.speak(prompt)
     metrics = {
         "total_duration": time.monotonic_ns() - started,
         "load_duration": loaded - started,
@@ -133,50 +135,74 @@ def answer(model: Model, task: Task, send: Callable[[dict[str, Any]], None], is_
     send(reply.last(end.finish_reason or "stop", **metrics))
 
 
-def _fitted(running: engine.Engine, prompt: str, task: Task, slot_length: int) -> dict[str, Any]:
-    """Return the parameters, with the number of tokens bounded by a num_ctx below the slot's, which bounds itself."""
-    if task.num_ctx == slot_length:
-        return task.parameters
-    used = running.count_tokens(prompt)
-    if used >= task.num_ctx:
-        raise too_long(used, task.num_ctx)
-    room, wanted = task.num_ctx - used, task.parameters["n_predict"]
-    return task.parameters | {"n_predict": room if wanted < 0 else min(room, wanted)}
+@dataclass(frozen=True)
+class _Turn:
+    """The model's turn of one task, in a slot that is taken. Its methods return the engine's last chunk."""
 
+    running: engine.Engine
+    task: Task
+    slot_length: int
+    reply: Reply
+    send: Callable[[dict[str, Any]], None]
+    is_gone: Callable[[], bool]
 
-def _check_schema(running: engine.Engine, parameters: dict[str, Any]) -> None:
-    schema = parameters.get("json_schema")
-    if schema is not None and not running.can_follow(schema):
-        raise ApiError(400, "invalid format: the engine cannot follow this JSON schema")
+    def choose(self) -> EngineChunk | None:
+        """Let the model choose a call and send it; return None when it chose none, or has no choice."""
+        choice = self.task.choice
+        if choice is None:
+            return None
+        if not self.running.can_follow({"grammar": choice.parameters["grammar"]}):
+            raise ApiError(400, "invalid tools: the engine cannot follow the parameters' JSON schema")
+        texts: list[str] = []
+        end = self._run(self.running.render(choice.prompt), choice.parameters, lambda chunk: texts.append(chunk.text))
+        if end.finish_reason == "length":
+            return end  # half a call is none, and no text either
+        call = read_call("".join(texts), choice.conversation, f"call_{secrets.token_hex(4)}")
+        if call is None:
+            return None
+        self.send(self.reply.call(call))
+        return end
 
+    def speak(self, prompt: str) -> EngineChunk:
+        """Generate the text behind `prompt` and send its pieces."""
+        schema = self.task.parameters.get("json_schema")
+        if schema is not None and not self.running.can_follow({"json_schema": schema}):
+            raise ApiError(400, "invalid format: the engine cannot follow this JSON schema")
 
-def _run(
-    running: engine.Engine,
-    prompt: str,
-    parameters: dict[str, Any],
-    reply: Reply,
-    send: Callable[[dict[str, Any]], None],
-    is_gone: Callable[[], bool],
-) -> EngineChunk:
-    """Generate and send the pieces of text; return the engine's last chunk."""
-    end: EngineChunk | None = None
+        def show(chunk: EngineChunk) -> None:
+            text = self.reply.ready_text(chunk)
+            if text:
+                self.send(self.reply.text(text))
 
-    def on_chunk(raw: dict[str, Any]) -> bool:
-        nonlocal end
-        if is_gone():
-            raise ClientGoneError
-        chunk = read_chunk(raw)
-        text = reply.ready_text(chunk)
-        if text:
-            send(reply.text(text))
-        if chunk.finish_reason:
-            end = chunk
-        return False
+        return self._run(prompt, self.task.parameters, show)
 
-    running.run(prompt, parameters, on_chunk)
-    if end is None:  # what merely stopped is not complete
-        raise ApiError(500, "the engine broke the answer off")
-    return end
+    def _run(self, prompt: str, parameters: dict[str, Any], take: Callable[[EngineChunk], None]) -> EngineChunk:
+        end: EngineChunk | None = None
+
+        def on_chunk(raw: dict[str, Any]) -> bool:
+            nonlocal end
+            if self.is_gone():
+                raise ClientGoneError
+            chunk = read_chunk(raw)
+            take(chunk)
+            if chunk.finish_reason:
+                end = chunk
+            return False
+
+        self.running.run(prompt, self._fitted(prompt, parameters), on_chunk)
+        if end is None:  # what merely stopped is not complete
+            raise ApiError(500, "the engine broke the answer off")
+        return end
+
+    def _fitted(self, prompt: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters, the number of tokens bounded by a num_ctx below the slot's, which bounds itself."""
+        if self.task.num_ctx == self.slot_length:
+            return parameters
+        used = self.running.count_tokens(prompt)
+        if used >= self.task.num_ctx:
+            raise too_long(used, self.task.num_ctx)
+        room, wanted = self.task.num_ctx - used, parameters["n_predict"]
+        return parameters | {"n_predict": room if wanted < 0 else min(room, wanted)}
 
 
 def _now() -> str:

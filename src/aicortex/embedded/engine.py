@@ -37,7 +37,7 @@ class Engine:
         self._key = secrets.token_hex(16)
         self._server = _start(path, context_length, threads, self._key)
         self._address = urlsplit(self._server.listening_address).netloc
-        self._schemas: dict[str, bool] = {}  # what can_follow found out, by the schema's JSON
+        self._schemas: dict[str, bool] = {}  # what can_follow found out, by the JSON of what binds
         # Destroying a server that never ran can wait for ever (2 of 25 times); and the first request is the
         # slowest.
         self.run("a", {"n_predict": 1}, lambda _: False)
@@ -72,15 +72,15 @@ class Engine:
         if failure:
             raise failure[0]
 
-    def can_follow(self, schema: dict[str, Any]) -> bool:
-        """Tell whether the engine can bind an answer to this JSON schema.
+    def can_follow(self, binding: dict[str, Any]) -> bool:
+        """Tell whether the engine can bind an answer of JSON to this `json_schema` or `grammar`, a parameter of `run`.
 
         It says nothing about a schema it cannot compile and answers freely. So it is tempted: with a heavy bias it
         writes `x`, which begins no JSON, unless the schema holds it back. One token, 20-40 ms.
         """
-        key = json.dumps(schema)
+        key = json.dumps(binding)
         if key not in self._schemas:
-            probe = {"n_predict": 1, "temperature": 0, "json_schema": schema, "logit_bias": [["x", 100.0]]}
+            probe = {"n_predict": 1, "temperature": 0, "logit_bias": [["x", 100.0]]} | binding
             texts: list[str] = []
 
             def collect(chunk: dict[str, Any]) -> bool:

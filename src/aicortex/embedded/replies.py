@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aicortex.embedded.api import ApiError, Task
+from aicortex.embedded.calls import Call
 
 _REPLACEMENT = "\ufffd"
 
@@ -76,6 +77,13 @@ class Reply:
     def text(self, content: str) -> dict[str, Any]:
         """Return the object of one piece of text."""
         return self._object(content, done=False)
+
+    def call(self, call: Call) -> dict[str, Any]:
+        """Return the object of one call of a function."""
+        reply = self._object("", done=False)
+        function = {"index": 0, "name": call.name, "arguments": call.arguments}
+        reply["message"]["tool_calls"] = [{"id": call.id, "function": function}]
+        return reply
 
     def last(self, reason: str, **metrics: int) -> dict[str, Any]:
         """Return the object that completes the answer; `metrics` are Ollama's counts and nanoseconds."""

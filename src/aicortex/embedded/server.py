@@ -232,11 +232,13 @@ class _Whole:
     def __init__(self, handler: Handler):
         self._handler = handler
         self._texts: list[str] = []
+        self._calls: list[dict[str, Any]] = []
         self._last: dict[str, Any] = {}
 
     def send(self, reply: dict[str, Any]) -> None:
         if "message" in reply:
             self._texts.append(reply["message"]["content"])
+            self._calls += reply["message"].get("tool_calls", [])
         elif "response" in reply:
             self._texts.append(reply["response"])
         self._last = reply
@@ -248,6 +250,8 @@ class _Whole:
         text = "".join(self._texts)
         if "message" in self._last:
             self._last["message"]["content"] = text
+            if self._calls:
+                self._last["message"]["tool_calls"] = self._calls
         elif "response" in self._last:
             self._last["response"] = text
         self._handler._send_json(200, self._last)

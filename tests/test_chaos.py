@@ -14,7 +14,7 @@ from aicortex import StreamEvent
 
 SEED = 5
 STREAMS = len(chaos.FAULTS) + 1  # every fault once; the benchmark runs hundreds
-SHORT = [chaos.PROMPTS[number] for number in (1, 3, 8, 13, 14)]  # those whose answers end before the limit
+SHORT = [chaos.PROMPTS[number] for number in (1, 8, 13)]  # those whose answers end long before the limit
 WHOLE = [
     StreamEvent("start", ""),
     StreamEvent("token", "Rivers", 0),

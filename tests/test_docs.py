@@ -183,7 +183,7 @@ def test_the_readme_begins_with_code() -> None:
 def test_the_code_of_the_readme_compiles() -> None:
     """Every Python example of the README is Python."""
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         compile(block, "README.md", "exec")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,23 +18,24 @@ TEXT = "The quick brown fox jumps over the lazy dog."  # what a FakeServer answe
 LIMIT = 60.0  # seconds
 
 
-def start(name: str, *arguments: str, server: FakeServer) -> subprocess.Popen[str]:
+def start(name: str, *arguments: str, server: FakeServer, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """Start an example whose servers are this one."""
     known = {**os.environ, "AICORTEX_SERVERS": server.url, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, str(EXAMPLES / name), *arguments],
         env=known,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
     )
 
 
-def run(name: str, *arguments: str, server: FakeServer) -> tuple[int, str, str]:
-    """Run an example to its end; return exit status, stdout and stderr."""
-    with start(name, *arguments, server=server) as process:
-        out, err = process.communicate(timeout=LIMIT)
+def run(name: str, *arguments: str, server: FakeServer, typed: str | None = None) -> tuple[int, str, str]:
+    """Run an example to its end, with what somebody types; return exit status, stdout and stderr."""
+    stdin = subprocess.DEVNULL if typed is None else subprocess.PIPE
+    with start(name, *arguments, server=server, stdin=stdin) as process:
+        out, err = process.communicate(typed, timeout=LIMIT)
         return process.returncode, out, err
 
 
@@ -102,3 +104,46 @@ def test_typewriter_interrupted() -> None:
         assert process.communicate(timeout=LIMIT) == ("\n", "")
         assert process.returncode == 130
         assert server.wait_for_disconnect()
+
+
+def test_notes_assistant(tmp_path: Path) -> None:
+    """The model reads what it likes, writes what it is allowed to, and stays in its folder."""
+    (tmp_path / "garden.txt").write_text("Water the tomatoes.", "utf-8")
+    replies = [
+        Answer("", tool_calls=[("list_notes", {}), ("read_note", {"name": "garden"}), ("read_note", {"name": "../x"})]),
+        Answer("Water them."),
+        Answer("", tool_calls=[("write_note", {"name": "plan", "text": "Rest."})]),
+        Answer("It is there."),
+        Answer("", tool_calls=[("write_note", {"name": "garden", "text": ""})]),
+        Answer("Then not."),
+    ]
+    typed = "What is to do?\n\nNote a plan.\ny\nClear the garden.\nn\n"
+    with FakeServer(*replies) as server:
+        status, out, err = run("notes_assistant.py", str(tmp_path), "--name", "notes", server=server, typed=typed)
+        told = [message["content"] for message in server.requests[-1].option("messages") if message["role"] == "tool"]
+    assert (status, err) == (0, "")
+    for line in ("[list_notes]", "Water them.", "[exception: Error: ValueError: the name of a note", "Then not."):
+        assert line in out
+    assert "[denied: " in out
+    assert told[:2] == ['["garden"]', "Water the tomatoes."]
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == ["garden.txt", "plan.txt"]
+    assert (tmp_path / "garden.txt").read_text("utf-8") == "Water the tomatoes."
+
+
+def test_extract() -> None:
+    """What the text holds comes out as JSON, and how far it is on standard error."""
+    with FakeServer(Answer('{"people": [{"name": "Anna", "age": 34, "town": "Bergen"}]}')) as server:
+        status, out, err = run("extract.py", server=server, typed="Anna (34) lives in Bergen.")
+        asked = server.requests[-1].option("messages")
+    assert status == 0
+    assert json.loads(out) == {"people": [{"name": "Anna", "age": 34, "town": "Bergen"}]}
+    assert err.endswith("1: Anna\n")
+    assert asked[-1]["content"].endswith("Anna (34) lives in Bergen.")
+
+
+def test_extract_of_what_is_no_json() -> None:
+    """An answer of another form is told, and nothing is written."""
+    with FakeServer(answer="I see Anna.") as server:
+        status, out, err = run("extract.py", "Anna", server=server)
+    assert (status, out) == (1, "")
+    assert "no JSON" in err

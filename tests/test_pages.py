@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def serve(app: FastAPI) -> Iterator[tuple[str, uvicorn.Server]]:
     """Serve an application from a thread; give its address and what serves it."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

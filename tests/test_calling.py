@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from tests.colours import Chat, only_sync
 
@@ -21,7 +22,7 @@ from aicortex import (
     ToolCall,
     achat,
 )
-from aicortex.testing import Answer, Close, FakeServer, Reply, Reset, Status
+from aicortex.testing import Answer, Close, FakeServer, Raw, Reply, Reset, Status
 
 FINAL = Answer("It is warm.")
 NOTE = contextvars.ContextVar("NOTE", default="nothing")
@@ -487,3 +488,175 @@ def test_wrong_arguments(chat: Chat, server: FakeServer, arguments: dict[str, An
     with pytest.raises(ValueError, match=words):
         chat("Go.", tools=[Counter()], servers=server.url, **arguments)
     assert not server.requests
+
+
+def test_words_that_no_encoding_can_express(chat: Chat, server: FakeServer) -> None:
+    """Half of a character in an error or a refusal is written as an escape, and the conversation goes on."""
+
+    def fail() -> None:
+        raise ValueError("file \udce4.txt")
+
+    server.script(called("fail", "other"))
+    stream = chat(
+        "Go.",
+        tools=[fail, Tool(Counter(), name="other")],
+        on_tool_call=lambda call: call.deny("\udce4") if call.name == "other" else None,
+        servers=server.url,
+        stream=True,
+    )
+    assert stream.text() == "It is warm."
+    assert [(event.meta or {})["kind"] for event in results(stream)] == ["exception", "denied"]
+
+
+class Untold(Exception):
+    """An exception that cannot be told."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+class Unshown:
+    """A result that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise SystemExit
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_cannot_be_told(chat: Chat, server: FakeServer, is_async: bool) -> None:
+    """Exceptions without words, results that cannot be shown, an exit: each is told as an exception."""
+
+    def untold() -> None:
+        raise Untold
+
+    def leave() -> None:
+        raise SystemExit(3)
+
+    def cancel() -> None:
+        raise asyncio.CancelledError
+
+    def later(function: Callable[[], Any]) -> Callable[[], Any]:
+        async def call() -> Any:
+            return function()
+
+        return call
+
+    functions = {"untold": untold, "unshown": Unshown, "leave": leave, "cancel": cancel}
+    tools = [Tool(later(each) if is_async else lambda each=each: each(), name=name) for name, each in functions.items()]
+    server.script(called(*functions))
+    stream = chat("Go.", tools=tools, tool_timeout=None, servers=server.url, stream=True)
+    assert stream.text() == "It is warm."
+    assert [outcome(event) for event in results(stream)] == [
+        ("exception", "Error: Untold"),
+        ("exception", "Error: SystemExit"),
+        ("exception", "Error: SystemExit: 3"),
+        ("exception", "Error: CancelledError"),
+    ]
+
+
+def test_arguments_that_are_nested_deeply(chat: Chat, server: FakeServer) -> None:
+    """What is nested too deep for Python is told as wrong, or passed on, and never ends the stream."""
+    deep: list[Any] = []
+    for _ in range(400):
+        deep = [deep]
+    server.script(called(("take", {"items": deep})))
+    stream = chat("Go.", tools=[Tool(lambda items: len(items), name="take")], servers=server.url, stream=True)
+    assert stream.text() == "It is warm."
+    assert outcome(results(stream)[0]) == ("ok", 1)
+
+
+@only_sync  # as a task it is the next test
+def test_a_tool_that_reads_its_own_stream(chat: Chat, server: FakeServer) -> None:
+    """It would wait for itself: it is told so, and so is an `on_tool_call` that does."""
+    opened: list[Any] = []
+    tool = Tool(lambda: opened[-1].text(), name="read")
+    server.script(called("read"))
+    opened.append(chat("Go.", tools=[tool], servers=server.url, stream=True))
+    assert opened[0].text() == "It is warm."
+    assert "cannot read the stream that waits for it" in outcome(results(opened[0])[0])[1]
+    server.script(called("read"))
+    opened.append(chat("Go.", tools=[tool], on_tool_call=lambda _: opened[-1].text(), servers=server.url, stream=True))
+    with pytest.raises(RuntimeError, match="cannot read the stream"):
+        opened[1].text()
+
+
+def test_an_asynchronous_tool_that_reads_its_own_stream(server: FakeServer) -> None:
+    """As above, on the loop."""
+    opened: list[Any] = []
+
+    async def read() -> str:
+        text: str = await opened[0].text()
+        return text
+
+    async def main() -> Any:
+        server.script(called("read"))
+        opened.append(await achat("Go.", tools=[read], servers=server.url, stream=True))
+        assert await opened[0].text() == "It is warm."
+        return opened[0]
+
+    assert "cannot read the stream" in outcome(results(asyncio.run(main()))[0])[1]
+
+
+def test_an_on_tool_call_that_is_cancelled(server: FakeServer) -> None:
+    """Nobody knows then whether the call may run: the reader is told, once, and may read on."""
+    asked: list[int] = []
+
+    async def decide(call: ToolCall) -> None:
+        asked.append(call.number)
+        if len(asked) == 1:
+            raise asyncio.CancelledError
+
+    async def main() -> str:
+        server.script(called("counter"))
+        stream = await achat("Go.", tools=[Counter()], on_tool_call=decide, servers=server.url, stream=True)
+        with pytest.raises(RuntimeError, match="on_tool_call was cancelled"):
+            await stream.text()
+        return await stream.text()
+
+    assert asyncio.run(main()) == "It is warm."
+    assert asked == [0, 0]
+
+
+def test_what_a_plain_function_gives_is_awaited_on_the_loop(server: FakeServer) -> None:
+    """What belongs to the loop can be awaited there, whoever made it."""
+    loops: list[object] = []
+
+    async def later() -> None:
+        loops.append(asyncio.get_running_loop())
+
+    async def main() -> object:
+        server.script(called("now"))
+        await achat("Go.", tools=[Tool(lambda: later(), name="now")], servers=server.url)
+        return asyncio.get_running_loop()
+
+    assert [asyncio.run(main())] == loops
+
+
+@only_sync  # achat cancels it as a task
+def test_an_asynchronous_tool_is_cancelled_when_its_time_is_up(chat: Chat, server: FakeServer) -> None:
+    """It has a loop of its own under chat, which ends with its time."""
+    ended = threading.Event()
+
+    async def doze() -> None:
+        try:
+            await asyncio.sleep(20)
+        finally:
+            ended.set()
+
+    server.script(called("doze"))
+    assert chat("Go.", tools=[doze], tool_timeout=0.05, servers=server.url) == "It is warm."
+    assert ended.wait(20)
+
+
+@pytest.mark.parametrize("id", [7, "call_7", None])
+def test_ids_and_arguments_as_other_servers_send_them(chat: Chat, server: FakeServer, id: object) -> None:
+    """A number as id, arguments in a text, or none at all, are understood."""
+    calls = [{"id": id, "function": {"name": "take", "arguments": given}} for given in (None, '{"city": "Oslo"}', "[")]
+    record = {"model": "fake:latest", "message": {"role": "assistant", "content": "", "tool_calls": calls}}
+    body = msgspec.json.encode({**record, "done": True, "done_reason": "stop"})
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: %d\r\n\r\n" % len(body)
+    server.script(Raw(head + body))
+    stream = chat("Go.", tools=[Tool(lambda city="": city, name="take")], servers=server.url, stream=True)
+    assert stream.text() == "It is warm."
+    assert [event.tool_result for event in results(stream)] == ["", "Oslo", ""]
+    assert (results(stream)[0].meta or {}).get("id") == (None if id is None else str(id))

@@ -53,3 +53,17 @@ def test_events_travel() -> None:
     assert list(as_dict) == NAMES
     assert '"content":"é","index":3' in EVENT.to_json()
     assert "<object object" in StreamEvent("tool_result", tool_result=object()).to_json()
+
+
+def test_results_that_json_cannot_express() -> None:
+    """They appear as their `repr`, also where that is half of a character, or they hold themselves."""
+    endless: list[object] = []
+    endless.append(endless)
+    for result, shown in [
+        ({1, 2}, [1, 2]),
+        (endless, "[[...]]"),
+        ("\udce4", "'\\udce4'"),
+        (object, "<class 'object'>"),
+    ]:
+        line = StreamEvent("tool_result", tool_name="add", tool_result=result).to_json()
+        assert msgspec.json.decode(line)["tool_result"] == shown

@@ -11,6 +11,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
+from unittest.mock import MagicMock
 from uuid import UUID
 
 import msgspec
@@ -458,3 +459,8 @@ def test_the_examples_of_the_docs_run(
         assert told[-1]["content"].startswith(("It is sunny", '{"city":"Rome"', '{"rows":1}', "Error: paths must not"))
     else:
         assert shown in PAGE
+
+
+def test_the_text_of_a_mock() -> None:
+    """An object that makes its attributes up is not asked for lists without end."""
+    assert "Mock" in result_text(MagicMock())

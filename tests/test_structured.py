@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +11,10 @@ import msgspec
 import pytest
 from tests.colours import Chat
 
-from aicortex import Client, OutputValidationError, StreamInterruptedError, stream_many
-from aicortex.testing import Answer, Close, FakeServer
+from aicortex import Client, OutputValidationError, Result, StreamInterruptedError, stream_many
+from aicortex.ask import aanswer, answer
+from aicortex.request import checked
+from aicortex.testing import Answer, Close, FakeServer, Reply
 
 
 @dataclass
@@ -107,3 +111,41 @@ def test_many_objects() -> None:
     assert (good.object, good.text, good.error) == (NILE, GOOD, None)
     assert isinstance(bad.error, OutputValidationError)
     assert (bad.object, bad.text) == (None, None)
+
+
+TOLD = list[tuple[object, list[dict[str, Any]]]]  # Any: JSON
+
+
+@pytest.mark.parametrize(
+    ("replies", "outcome", "gained"),
+    [
+        ([Answer(GOOD)], GOOD, GOOD),
+        ([Answer(BAD), Answer(GOOD)], GOOD, GOOD),
+        ([Answer(BAD), Answer(BAD)], OutputValidationError, BAD),
+        ([Answer(GOOD).then(Close(), after_tokens=1)], StreamInterruptedError, GOOD.split(" ")[0]),
+    ],
+)
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_who_keeps_the_conversation_is_told_once(replies: list[Reply], outcome: Any, gained: str, colour: str) -> None:
+    """That is when the answer has been looked at, or has failed, with what it added."""
+    told: TOLD = []
+    with FakeServer(*replies) as server:
+        call = checked("Name a river.", format=River, servers=server.url)
+        call = msgspec.structs.replace(call, over=lambda *over: told.append(over))
+        with suppress(OutputValidationError, StreamInterruptedError):
+            if colour == "sync":
+                answer(call, stream=False)
+            else:
+                asyncio.run(aanswer(call, stream=False))
+    ((how, messages),) = told
+    assert (how.text if isinstance(how, Result) else type(how)) == outcome
+    assert [message["content"] for message in messages] == [gained]
+
+
+def test_calls_in_place_of_an_object(chat: Chat) -> None:
+    """A model that calls a tool which is only reported has not answered, and is not asked again."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    with FakeServer(answer=Answer("", tool_calls=[("look", {})])) as server:
+        with pytest.raises(OutputValidationError):
+            chat("Name a river.", format=River, tools=[tool], servers=server.url)
+        assert len([request for request in server.requests if request.path == "/api/chat"]) == 1

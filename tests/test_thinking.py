@@ -6,7 +6,7 @@ import pytest
 from tests.colours import Chat
 
 from aicortex import Stream
-from aicortex.testing import Answer, Close, FakeServer, Reset
+from aicortex.testing import Answer, Close, FakeServer, Hang, Reset
 
 THOUGHT, TEXT = "Rivers are long. The Nile is one.", "The Nile."
 APART = Answer(TEXT, thinking=THOUGHT)
@@ -63,3 +63,10 @@ def test_a_thought_that_is_never_closed(chat: Chat) -> None:
         stream = chat("Name a river.", servers=server.url, stream=True)
         assert (stream.text(), stream.result.thinking) == ("", "Hm. Rivers…")
         assert stream.result.finish_reason == "length"
+
+
+def test_thoughts_within_of_a_second_server(chat: Chat) -> None:
+    """A second server that was asked beside the first, and speaks first, has its thoughts told apart as well."""
+    with FakeServer(Hang()) as one, FakeServer(WITHIN) as two:
+        stream = chat("Name a river.", servers=[one.url, two.url], hedge_after=0.01, stream=True)
+        assert (stream.text(), stream.result.thinking) == (TEXT, THOUGHT)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from msgspec.structs import replace
 
+from aicortex._core.result import Result
 from aicortex._sync.client import Exchange
 from aicortex._sync.pool import POOL
 from aicortex.errands import Steps, run
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from aicortex._aio.pool import Pools
-    from aicortex._core.result import Result
     from aicortex._sync.pool import Pool
     from aicortex.astream import AsyncStream
     from aicortex.calling import OnToolCall
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Format,
         MessageDict,
         Options,
+        Over,
         Routing,
         Servers,
     )
@@ -170,16 +171,36 @@ def answer(call: Call, *, stream: bool, pool: Pool = POOL) -> Stream | Any:  # A
     if call.shape is None:
         with _opened(call, pool) as opened:
             return opened.text()
-    with _opened(replace(call, over=None), pool) as opened:
+    first = replace(call, over=_unless_whole(call.over))
+    with _opened(first, pool) as opened:
         result = opened.result
-    found, again = validated(call, result)
+    found, again = validated(first, result)
     if again is not None:
         with _opened(again, pool) as opened:
             result = opened.result
-        found = call.shape.read(result.text)
+        found = _read_at_last(call, result)
     if call.over is not None:
         call.over(result, list(result.messages))
     return found
+
+
+def _unless_whole(over: Over | None) -> Over | None:
+    """Return what is told of an answer that fails; one that is whole is first to be looked at."""
+    if over is None:
+        return None
+    tell = over
+    return lambda outcome, gained: None if isinstance(outcome, Result) else tell(outcome, gained)
+
+
+def _read_at_last(call: Call, result: Result) -> Any:  # Any: what `format` wants
+    """Return the object that the second answer stands for; who keeps the conversation is told if it is none."""
+    assert call.shape is not None  # that is when this is called
+    try:
+        return call.shape.read(result.text)
+    except OutputValidationError as error:
+        if call.over is not None:
+            call.over(error, list(result.messages))
+        raise
 
 
 def _opened(call: Call, pool: Pool) -> Stream:
@@ -190,14 +211,18 @@ def _opened(call: Call, pool: Pool) -> Stream:
 
 
 def validated(call: Call, result: Result) -> tuple[Any, Call | None]:  # Any: what `format` wants
-    """Return the object that an answer stands for, or the call that asks for it once more."""
+    """Return the object that an answer stands for, or the call that asks for it once more.
+
+    Raises OutputValidationError for an answer that calls tools: whoever asked is to go on with what they return.
+    """
     assert call.shape is not None  # that is when this is called
     try:
         return call.shape.read(result.text), None
     except OutputValidationError as error:
+        if "tool_calls" in result.messages[-1]:
+            raise
         complaint = {"role": "user", "content": call.shape.complaint(error)}
-        question = call.question.behind([*result.messages, complaint])
-        return None, replace(call, question=question, over=None)
+        return None, replace(call, question=call.question.behind([*result.messages, complaint]))
 
 
 def deciding(call: Call) -> Steps[tuple[Call, Plan]]:
@@ -274,16 +299,17 @@ async def aanswer(
     if call.shape is None:
         async with await _aopened(call, pools) as opened:
             return await opened.text()
-    async with await _aopened(replace(call, over=None), pools) as opened:
+    from aicortex._aio import aside
+
+    first = replace(call, over=_unless_whole(call.over))
+    async with await _aopened(first, pools) as opened:
         result = await opened.result()
-    found, again = validated(call, result)
+    found, again = validated(first, result)
     if again is not None:
         async with await _aopened(again, pools) as opened:
             result = await opened.result()
-        found = call.shape.read(result.text)
+        found = await aside.do(object(), lambda: _read_at_last(call, result))
     if (over := call.over) is not None:
-        from aicortex._aio import aside
-
         await aside.do(object(), lambda: over(result, list(result.messages)))
     return found
 

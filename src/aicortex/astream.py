@@ -121,6 +121,7 @@ class AsyncStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._exchange.leave()
+        await self._exchange.tell_over()
 
     def __del__(self) -> None:
         exchange = getattr(self, "_exchange", None)
@@ -175,6 +176,8 @@ class AsyncCursor:
                 if isinstance(outcome, BaseException):
                     raise outcome.with_traceback(None)
                 raise StopAsyncIteration
+        if position == len(self._log) - 1 and self._exchange.owes:  # it may be the end
+            await self._exchange.tell_over()
         self._position = position + 1
         return self._log[position]
 

@@ -16,12 +16,12 @@ how to wait.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import copy_context
-from copy import deepcopy
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from inspect import isawaitable, iscoroutine
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -51,9 +51,9 @@ class ToolCall(msgspec.Struct, frozen=True):
     number: int
     id: str | None = None
 
-    def deny(self, reason: str = DENIED) -> Decision:
+    def deny(self, reason: str | None = None) -> Decision:
         """Do not run it, and tell the model why."""
-        return Decision("deny", reason)
+        return Decision("deny", reason or DENIED)
 
     def replace(self, **args: Any) -> Decision:  # Any: JSON
         """Run it with these arguments instead of the model's own of the same names."""
@@ -64,7 +64,9 @@ class ToolCall(msgspec.Struct, frozen=True):
         return Decision("answer", result)
 
 
+T = TypeVar("T")
 ALLOWED = Decision("replace")
+_within: ContextVar[tuple[int, ...]] = ContextVar("_within", default=())  # the calls that this is a part of
 OnToolCall = Callable[[ToolCall], Any]  # Any: a Decision, a bool or None, or what gives one of them when it is awaited
 
 
@@ -94,8 +96,8 @@ class Toolbox(msgspec.Struct, frozen=True):
         if tool.function is None:
             return Returned(UNANSWERED)
         try:
-            bound = tool.bind(deepcopy(arguments))  # what the tool does to them does not change the log
-        except ArgumentsError as error:
+            bound = tool.bind(_copied(arguments))  # what the tool does to them does not change the log
+        except (ArgumentsError, RecursionError) as error:
             return _refused("bad_arguments", str(error), arguments)
         seconds = tool.timeout if tool.timeout is not None else self.seconds
         call = tool.function
@@ -113,25 +115,42 @@ class Work(msgspec.Struct, frozen=True):
 
     def run(self) -> Returned:
         """Run it in this thread, and return what came of it, whatever that is."""
+        found = self.begin()
+        return found if isinstance(found, Returned) else _run_awaitable(self, found)
+
+    def begin(self) -> Returned | Awaitable[object]:
+        """Call the function; return what came of it, or what is still to be awaited."""
         begun = perf_counter()
         try:
             value = self.do()
-            if isawaitable(value):
-                value = _awaited(value)
         except BaseException as error:  # even SystemExit: a tool does not end the program that reads a stream
             return self.failed(error, perf_counter() - begun)
-        return self.returned(value, perf_counter() - begun)
+        return value if isawaitable(value) else self.returned(value, perf_counter() - begun)
+
+    async def finish(self, value: Awaitable[object]) -> Returned:
+        """Await what the function gave; return what came of it. A cancellation, and an interrupt, go on."""
+        begun = perf_counter()
+        try:
+            return self.returned(await value, perf_counter() - begun)
+        except (Exception, SystemExit, GeneratorExit) as error:
+            return self.failed(error, perf_counter() - begun)
 
     def returned(self, value: object, seconds: float) -> Returned:
         """Return what a value comes to."""
-        return _given("ok", value, self.arguments, seconds)
+        try:
+            return _given("ok", value, self.arguments, seconds)
+        except BaseException as error:  # of a `repr` that is the tool's own
+            return self.failed(error, seconds)
 
     def failed(self, error: BaseException, seconds: float) -> Returned:
         """Return what an exception comes to."""
         from traceback import format_exception
 
-        words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        shown = "".join(format_exception(type(error), error, error.__traceback__))
+        try:
+            words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            shown = "".join(format_exception(type(error), error, error.__traceback__))
+        except BaseException:  # an exception that cannot be told
+            words, shown = type(error).__name__, ""
         return _refused("exception", words, self.arguments, seconds, traceback=shown)
 
     def late(self) -> Returned:
@@ -140,15 +159,33 @@ class Work(msgspec.Struct, frozen=True):
         return _refused("timeout", f"the tool did not return within {seconds:g} s", self.arguments, seconds)
 
 
-def in_context(work: Work) -> Callable[[], Returned]:
-    """Return what runs some work in another thread as this one would, with its context variables."""
+def in_context(work: Callable[[], T]) -> Callable[[], T]:
+    """Return what does some work in another thread as this one would, with its context variables."""
     context = copy_context()
-    return lambda: context.run(work.run)
+    return lambda: context.run(work)
+
+
+@contextmanager
+def within(calls: object) -> Iterator[None]:
+    """Mark what is done, and begun, here as a part of these calls: it cannot wait for the stream that waits for it."""
+    token = _within.set((*_within.get(), id(calls)))
+    try:
+        yield
+    finally:
+        _within.reset(token)
+
+
+def check_without(calls: object) -> None:
+    """Raise RuntimeError in a tool, or an `on_tool_call`, of these calls."""
+    if id(calls) in _within.get():
+        raise RuntimeError(
+            "a tool, or on_tool_call, cannot read the stream that waits for it: use text_so_far or events"
+        )
 
 
 def tool_call_of(asked: Asked) -> ToolCall:
     """Return a call as `on_tool_call` gets it, with arguments of its own."""
-    return ToolCall(asked.name, deepcopy(asked.arguments), asked.number, asked.id)
+    return ToolCall(asked.name, _copied(asked.arguments), asked.number, asked.id)
 
 
 def decision_of(said: object) -> Decision:
@@ -173,15 +210,25 @@ def _given(kind: str, value: object, arguments: dict[str, Any], seconds: float) 
 def _refused(
     kind: str, words: str, arguments: dict[str, Any], seconds: float = 0.0, *, traceback: str = ""
 ) -> Returned:  # Any: JSON
-    text = f"Error: {words}"
-    return Returned(kind, text, text, arguments, seconds, traceback)
+    text = result_text(f"Error: {words}")
+    return Returned(kind, text, text, arguments, seconds, result_text(traceback))
 
 
-def _awaited(value: Awaitable[object]) -> object:
-    """Await what a tool gives, on an event loop of this thread's own."""
+def _copied(arguments: dict[str, Any]) -> dict[str, Any]:  # Any: JSON
+    copied: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(arguments))
+    return copied
+
+
+def _run_awaitable(work: Work, value: Awaitable[object]) -> Returned:
+    """Await what a tool gives, on an event loop of this thread's own, for as long as it may take."""
     import asyncio
 
-    async def waiting() -> object:
-        return await value
+    async def waiting() -> Returned:
+        task = asyncio.ensure_future(work.finish(value))
+        await asyncio.wait({task}, timeout=work.seconds)
+        if not task.done():
+            task.cancel()
+            return work.late()
+        return work.failed(asyncio.CancelledError(), 0.0) if task.cancelled() else task.result()
 
     return asyncio.run(waiting())

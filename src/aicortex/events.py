@@ -57,4 +57,8 @@ class StreamEvent(msgspec.Struct, gc=False):  # a tenth of the time of a thousan
 
     def to_json(self) -> str:
         """Return the event as one line of JSON; a tool result that JSON cannot express appears as its `repr`."""
-        return msgspec.json.encode(self, enc_hook=repr).decode()
+        try:
+            return msgspec.json.encode(self, enc_hook=repr).decode()
+        except (RecursionError, ValueError):  # it holds itself, or half of a character
+            shown = repr(self.tool_result).encode("utf-8", "backslashreplace").decode()
+            return msgspec.json.encode(msgspec.structs.replace(self, tool_result=shown)).decode()

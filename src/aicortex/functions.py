@@ -193,7 +193,7 @@ def _plain(value: Any) -> object:  # Any: whatever a function may return
     for base in (str, int, float):
         if isinstance(value, base):
             return base(value)
-    if callable(getattr(value, "tolist", None)):  # NumPy's and pandas' values
+    if callable(getattr(type(value), "tolist", None)):  # NumPy's and pandas' values; a mock has any attribute
         return value.tolist()
     try:
         return foreign.value_of(value)

@@ -7,6 +7,7 @@ was, which connections are kept for the next request, what the board is told.
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -86,6 +87,7 @@ class Links(Generic[W]):
         "_servers",
         "_stale",
         "_stall",
+        "_telling",
         "_toolbox",
         "_watch",
         "answer",
@@ -123,6 +125,7 @@ class Links(Generic[W]):
         self._stale: frozenset[int] = frozenset()  # servers whose kept connection broke: the next one is new
         self._toolbox = call.toolbox
         self._over = call.over
+        self._telling = allocate_lock()
         self.shape = call.shape
         self._fed: Link[W] | None = None  # whose response may hold what the answer was not yet told
         self._is_cancelled = False
@@ -155,10 +158,11 @@ class Links(Generic[W]):
 
     def _tell_over(self) -> None:
         """Tell whoever keeps the conversation how the answer ended; again if an interrupt came before it was done."""
-        over, outcome = self._over, self.answer.outcome
-        if over is not None and outcome is not None:
-            over(outcome, self.answer.messages)
-            self._over = None
+        with self._telling:
+            over, outcome = self._over, self.answer.outcome
+            if over is not None and outcome is not None:
+                over(outcome, self.answer.messages)
+                self._over = None
 
     def _drop_claim(self) -> None:
         if self._watch is not None:

@@ -89,6 +89,9 @@ class AsyncRecording(_Finished):
         """Return whether the log is longer than `position`."""
         return len(self.answer.log) > position
 
+    async def tell_over(self) -> None:
+        """Tell nobody: a saved answer belongs to no conversation."""
+
 
 def write(path: Path, events: Sequence[StreamEvent], outcome: Result | AICortexError) -> None:
     """Save an answer that is over, in place of what the file held before; mode 0600.

@@ -63,6 +63,7 @@ Options: TypeAlias = Mapping[str, Any]  # Any: whatever the server's runner take
 AnyTool: TypeAlias = "Callable[..., Any] | Tool | Mapping[str, Any]"  # Any: any function, or a JSON schema
 Format: TypeAlias = "Literal['json'] | Mapping[str, Any] | type[Any]"  # Any: a JSON schema, or whatever fits one
 Routing: TypeAlias = Literal["balanced", "fastest", "nearest", "priority", "round_robin", "random", "order"]
+Over: TypeAlias = "Callable[[Result | AICortexError, list[dict[str, Any]]], None]"  # Any: JSON
 Servers: TypeAlias = "Sequence[str | Server] | str | Server | None"
 ROLES = ("system", "user", "assistant", "tool")
 RESUME = ("continue", "never")
@@ -93,7 +94,7 @@ class Call(msgspec.Struct, frozen=True):
     toolbox: Toolbox | None = None  # if any call can be run
     max_steps: int = 0
     shape: Shape | None = None
-    over: Callable[[Result | AICortexError, list[dict[str, Any]]], None] | None = None  # Any: JSON
+    over: Over | None = None
     note: dict[str, Any] = {}  # Any: JSON
 
 

@@ -301,12 +301,20 @@ class Session:
             self._given = None
 
 
+def _settled(messages: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:  # Any: JSON
+    """Return what an answer added, without calls at its end that nobody answered: the next question follows."""
+    *before, last = messages
+    if "tool_calls" not in last:
+        return messages
+    return [*before, {"role": "assistant", "content": last["content"]}] if last["content"] else before
+
+
 def _whole(asked: Turn, result: Result) -> Turn:
     """Return a turn with its answer."""
     last = result.turns[-1] if result.turns else {}
     return replace(
         asked,
-        messages=(*asked.messages, *result.messages),
+        messages=(*asked.messages, *_settled(result.messages)),
         model=result.model,
         server=result.server,
         usage=result.usage,

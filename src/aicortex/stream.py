@@ -190,6 +190,8 @@ class Cursor:
             if isinstance(outcome, BaseException):
                 raise outcome.with_traceback(None)
             raise StopIteration
+        if position == len(self._log) - 1 and self._exchange.owes:  # it may be the end
+            self._exchange.pump(position + 1)
         self._position = position + 1
         return self._log[position]
 

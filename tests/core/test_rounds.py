@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aicortex._core.answer import Answer
-from aicortex._core.failover import Deadlines, Failure
+from aicortex._core.failover import Deadlines, Failure, Wait
 from aicortex._core.http import Response
 from aicortex._core.question import Question
 from aicortex._core.result import Result
@@ -329,12 +329,26 @@ def test_no_server_for_a_later_turn() -> None:
     answer.returned(0, BLUE, 12.0)
     step = answer.next_step(12.0, since=12.0)
     assert isinstance(step, Connect)
-    answer.failed(step, Failure("refused", "connect", "nothing listens there"), 12.0)
+    answer.failed(step, Failure("denied", "connect", "no entry"), 12.0)
     assert isinstance(answer.outcome, StreamInterruptedError)
-    assert str(answer.outcome) == (
-        "Stream interrupted after 0 characters: http://s0:1 (connect): nothing listens there"
-    )
+    assert str(answer.outcome) == "Stream interrupted after 0 characters: http://s0:1 (connect): no entry"
     assert [message["role"] for message in answer.messages] == ["assistant", "tool"]
+
+
+def test_the_server_that_answered_may_be_restarting() -> None:
+    """Where no other server is left, the one whose calls have run is asked again for some seconds."""
+    answer, now = calling("look", servers=1), 12.0
+    answer.returned(0, BLUE, now)
+    waited = []
+    while (step := answer.next_step(now, since=now)) is not None:
+        if isinstance(step, Wait):
+            waited.append(step.until - now)
+            now = step.until
+        else:
+            assert isinstance(step, Connect)
+            answer.failed(step, Failure("refused", "connect", "nothing listens there"), now)
+    assert waited == [2.0, 4.0]
+    assert isinstance(answer.outcome, StreamInterruptedError)
 
 
 def test_a_later_turn_that_is_refused() -> None:

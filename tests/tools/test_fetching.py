@@ -50,7 +50,7 @@ def test_a_model_with_everything_that_is_said_of_it() -> None:
                 parameter_size="1B",
                 quantization="Q4_K_M",
                 context_length=8192,
-                capabilities=("completion", "tools", "thinking"),
+                capabilities=("completion", "tools", "thinking", "vision"),
                 loaded_until=FOR_EVER,
             ),
         )
@@ -91,7 +91,7 @@ def test_what_the_registry_does_not_know_is_asked_for_again() -> None:
     old = ModelEntry("a:1", "d1", context_length=4096)
     with FakeServer(models={"a:1": "d1"}) as fake:
         (model,) = one(fetch(fake.url, known=Snapshot(models={fake.url: (old,)}))).models or ()
-    assert (model.context_length, len(model.capabilities)) == (8192, 3)
+    assert (model.context_length, len(model.capabilities)) == (8192, 4)
 
 
 def test_a_server_that_hangs_at_one_model_is_not_asked_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

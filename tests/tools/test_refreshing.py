@@ -204,7 +204,7 @@ def test_the_real_engine(embedded_server: str, registry: Registry) -> None:
     assert (report.answered, report.unreachable) == (1, {})
     snapshot = registry.snapshot()
     (model,) = snapshot.models[url]
-    assert model.capabilities == ("completion",)
+    assert model.capabilities == ("completion", "tools")
     assert model.context_length > 0
     assert len(model.digest) == 64
     measurement = snapshot.measurements[url, model.name]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from asyncio import Future, Task, ensure_future, get_running_loop, wait
+from asyncio import CancelledError, Future, Task, ensure_future, get_running_loop, wait
+from collections.abc import Awaitable
 from inspect import isawaitable
 from time import perf_counter
+from typing import Any, TypeVar
 
 from aicortex._aio import aside
 from aicortex._core.turns import Asked, Returned, Run
-from aicortex.calling import Toolbox, Work, decision_of, in_context, tool_call_of
+from aicortex.calling import Toolbox, Work, check_without, decision_of, in_context, tool_call_of, within
+
+T = TypeVar("T")
 
 
 class Calls:
@@ -20,6 +24,10 @@ class Calls:
         self._toolbox = toolbox
         self._decided: dict[int, Work | Returned] = {}
         self._tasks: dict[int, Task[Returned]] = {}
+
+    def check_reader(self) -> None:
+        """Raise RuntimeError when a tool, or `on_tool_call`, wants to read the stream that waits for it."""
+        check_without(self)
 
     def cancel(self) -> None:
         """Cancel what is asynchronous; a thread runs on, and what it returns is dropped."""
@@ -34,11 +42,13 @@ class Calls:
         """
         for asked in run.calls:
             if asked.number not in self._decided:
-                self._decided[asked.number] = await self._decide(asked)
+                with within(self):
+                    self._decided[asked.number] = await self._decide(asked)
         for asked in run.calls:
             work = self._decided[asked.number]
             if isinstance(work, Work) and asked.number not in self._tasks:
-                self._tasks[asked.number] = get_running_loop().create_task(_run(work))
+                with within(self):
+                    self._tasks[asked.number] = get_running_loop().create_task(_run(work))
         number = run.calls[0].number
         decided = self._decided[number]
         if isinstance(decided, Returned):
@@ -57,33 +67,32 @@ class Calls:
 
 async def _run(work: Work) -> Returned:
     """Run a call, for as long as it may, and return what came of it, whatever that is."""
-    if not work.is_async:
-        thread = ensure_future(aside.do(object(), in_context(work)))
-        try:
-            await wait({thread}, timeout=work.seconds)
-            return thread.result() if thread.done() else work.late()
-        finally:
-            thread.cancel()
     begun = perf_counter()
-    running = ensure_future(_awaited(work))
-    running.add_done_callback(_see)
+    found: Returned | Awaitable[object] | None = None
+    if work.is_async:
+        found = work.begin()
+    else:
+        found = await _within_time(work, aside.do(object(), in_context(work.begin)), work.seconds)
+    if found is not None and not isinstance(found, Returned):
+        left = None if work.seconds is None else max(begun + work.seconds - perf_counter(), 0.0)
+        found = await _within_time(work, work.finish(found), left)
+    return work.late() if found is None else found
+
+
+async def _within_time(work: Work, doing: Awaitable[T], seconds: float | None) -> T | Returned | None:
+    """Return what is being done for a call gives, or None if it takes longer; it is cancelled then."""
+    task = ensure_future(doing)
+    task.add_done_callback(_see)
     try:
-        await wait({running}, timeout=work.seconds)
+        await wait({task}, timeout=seconds)
+        if task.cancelled():  # by the tool itself
+            return work.failed(CancelledError(), 0.0)
+        return task.result() if task.done() else None
     finally:
-        running.cancel()
-    if not running.done():
-        return work.late()
-    try:
-        return work.returned(running.result(), perf_counter() - begun)
-    except BaseException as error:  # CancelledError too, if the tool has cancelled itself
-        return work.failed(error, perf_counter() - begun)
+        task.cancel()
 
 
-def _see(task: Future[object]) -> None:
+def _see(task: Future[Any]) -> None:  # Any: whatever it gives
     """Look at how a task ended that nobody may wait for any more, so that the loop does not complain."""
     if not task.cancelled():
         task.exception()
-
-
-async def _awaited(work: Work) -> object:
-    return await work.do()

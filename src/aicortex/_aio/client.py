@@ -92,6 +92,8 @@ class Exchange(Links[Connection]):
         """Wait until the log is longer than `position`; returns False when the answer is over before that."""
         answer = self.answer
         log = answer.log
+        if self._calls is not None:
+            self._calls.check_reader()
         if self._reader is None or self._reader() is not current_task():
             self._join()
         while len(log) <= position:
@@ -119,9 +121,15 @@ class Exchange(Links[Connection]):
             self._stop_timer()
             self._release_readers()
             self._share()
-            if self.owes:
-                await aside.do(self, self._tell_over)
+            if self._calls is not None:
+                self._calls.cancel()  # those that the time for the whole answer did not wait for
+            await self.tell_over()
         return len(log) > position
+
+    async def tell_over(self) -> None:
+        """Tell whoever keeps the conversation how the answer ended, if they do not know, aside of the loop."""
+        if self.owes:
+            await aside.do(self, self._tell_over)
 
     def _share(self) -> None:
         """Share what the answer has shown of its servers, once; in a thread if that may take its time."""
@@ -226,6 +234,7 @@ class Exchange(Links[Connection]):
         if self._pid != os.getpid():
             return
         self._is_cancelled = True
+        is_ended_here = self.answer.outcome is None
         self._settle()
         self._stop_timer()
         if self._step is not None:
@@ -237,7 +246,7 @@ class Exchange(Links[Connection]):
         self._wake()
         self._wake_followers()
         self._release_readers()
-        if self.owes:
+        if is_ended_here and self.owes:
             Thread(target=self._tell_over).start()  # no daemon, as above
 
     def _wake(self) -> None:
@@ -287,7 +296,9 @@ class Exchange(Links[Connection]):
         await done
         self._step = None
         if not task.cancelled():
-            task.result()  # raises what is a mistake of ours
+            task.result()  # raises what is a mistake of ours, or of `on_tool_call`
+        elif self._calls is not None and not self._is_cancelled:
+            raise RuntimeError("on_tool_call was cancelled, so that nobody knows whether the call may run")
 
     async def _connect(self, step: Connect) -> None:
         """Open a connection and send the request."""

@@ -17,12 +17,14 @@ from aicortex._core.result import error_of
 from aicortex._core.seam import Delivered
 from aicortex._core.server import Server
 from aicortex._core.state import Connect, Progress, State, Try, without
+from aicortex._core.thought import Thought
 from aicortex._core.turns import Turns, Usage
 from aicortex.errors import StreamCancelledError
 from aicortex.events import StreamEvent
 
 LATE_SECONDS = 0.1  # after which a reader no longer knows when the first token came
 PACE_SECONDS = 5.0  # of waiting, between two looks at the pace
+MOVED = "it was left by move()"
 RUNG_KINDS = frozenset({"rejected", "denied", "bad_response", "diverged"})  # another rung may still work at this server
 
 
@@ -95,7 +97,7 @@ class Attempts(Journal):
             outcome = error_of(attempts, partial, shown=self._is_shown(progress), hint=hint)
             after = replace(after, outcome=outcome)
         if rival is not None:
-            progress = Progress(progress.index, progress.shown)
+            progress = Progress(progress.index, progress.shown, thought=Thought())
         self._commit(events, after, progress)
 
     def _is_shown(self, progress: Progress) -> bool:
@@ -201,7 +203,7 @@ class Attempts(Journal):
         phase = faults.STREAM if self._progress.shown else faults.FIRST_TOKEN
         status = current.response.status if current.response.started else None
         left = Attempt(
-            label, "moved", phase, "", length, True, seconds, status, current.rung, self._why(current.server)
+            label, "moved", phase, MOVED, length, True, seconds, status, current.rung, self._why(current.server)
         )
         event = self._event("meta", now, "", {"kind": "moved", "server": label})
         attempts = (*state.attempts, left)

@@ -13,17 +13,28 @@ MAX_LINE_BYTES = 8 * 1024 * 1024  # the longest line a server may send (protocol
 
 
 class Function(msgspec.Struct, frozen=True):
-    """The function part of a tool call."""
+    """The function part of a tool call; Ollama sends arguments as an object, servers like it as a text of one."""
 
     name: str
-    arguments: dict[str, Any] = {}  # Any: JSON of the model's making
+    arguments: dict[str, Any] | str | None = None  # Any: JSON of the model's making
+
+    @property
+    def given(self) -> dict[str, Any]:  # Any: as above
+        """The arguments, none where they are no object."""
+        if not isinstance(self.arguments, str):
+            return self.arguments or {}
+        try:
+            value = msgspec.json.decode(self.arguments)
+        except BAD_JSON:
+            return {}
+        return value if isinstance(value, dict) else {}
 
 
 class ToolCall(msgspec.Struct, frozen=True):
     """One whole tool call; Ollama never sends parts of one, and servers before 0.12 give it no id."""
 
     function: Function
-    id: str | None = None
+    id: str | int | None = None
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from msgspec.structs import asdict, replace
 
 from aicortex._core import faults
 from aicortex._core.attempts import Attempts
-from aicortex._core.failover import Attempt, Failover
+from aicortex._core.failover import Attempt, Failover, Turn
 from aicortex._core.ladder import Ladder
 from aicortex._core.ollama import Chunk, Message
 from aicortex._core.result import Result, error_of, result_of
@@ -36,11 +36,11 @@ class Rounds(Attempts):
         if message.content:
             events.append(StreamEvent("token", message.content, index, timestamp=stamp))
             index += 1
-        for call in message.tool_calls or ():
-            meta: dict[str, Any] = {"call": self._call_number(events)}
-            if call.id:
-                meta["id"] = call.id
-            name, arguments = call.function.name, call.function.arguments
+        for number, call in enumerate(message.tool_calls or (), self._call_number(events) if message.tool_calls else 0):
+            meta: dict[str, Any] = {"call": number}
+            if call.id not in (None, ""):
+                meta["id"] = str(call.id)
+            name, arguments = call.function.name, call.function.given
             events.append(StreamEvent("tool_call", None, None, name, arguments, None, meta, stamp))
         return index
 
@@ -144,7 +144,9 @@ class Rounds(Attempts):
         begun = len(self.log) + len(events)
         question = self._question.behind(turns.messages)
         ladder = Ladder(question, before.digests, before.memory, before.names, versions=before.versions)
-        walk = Failover(self._order(), failover.deadlines, failover.started, now)
+        order = self._order()
+        # whoever answered may be restarting when it fails now, as in the middle of a text, and is asked once more
+        walk = Failover(order, failover.deadlines, failover.started, now, turns=(Turn(now, order[0], 1),))
         after = State(walk, ladder, now, begun, attempts=state.attempts, turns=turns.next(begun))
         self._commit(events, after, Progress(index))
 

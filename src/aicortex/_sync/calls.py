@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from threading import Thread
 from time import perf_counter
 
 from aicortex._core.turns import Asked, Returned, Run
-from aicortex.calling import Toolbox, Work, decision_of, in_context, tool_call_of
+from aicortex.calling import Toolbox, Work, check_without, decision_of, in_context, tool_call_of, within
 
 
 class Running:
@@ -28,13 +29,13 @@ class Running:
         self.returned: Returned | None = None
         self._bell = bell
         self._claim = allocate_lock()
-        self._do = in_context(work)
+        self._do = in_context(work.run)
 
     def start(self) -> None:
         """Begin, unless it has begun."""
         if not self.is_started:
             self.begun = perf_counter()
-            start_new_thread(self._run, ())
+            Thread(target=self._run, daemon=True).start()
             self.is_started = True
 
     def _run(self) -> None:
@@ -53,6 +54,10 @@ class Calls:
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._known: dict[int, Running | Returned] = {}
 
+    def check_reader(self) -> None:
+        """Raise RuntimeError when a tool, or `on_tool_call`, wants to read the stream that waits for it."""
+        check_without(self)
+
     def wake(self) -> None:
         """Have whoever waits look whether the stream goes on; from any thread or a signal handler."""
         self._bell.put(None)
@@ -67,7 +72,8 @@ class Calls:
             if is_over():
                 return None
             if asked.number not in self._known:
-                self._known[asked.number] = self._decided(asked)
+                with within(self):
+                    self._known[asked.number] = self._decided(asked)
         for asked in run.calls:
             each = self._known[asked.number]
             if isinstance(each, Running) and not is_over():
@@ -90,7 +96,8 @@ class Calls:
             if is_over() or (run.until is not None and now >= run.until):
                 return None
             if each.returned is not None:
-                return number, each.returned
+                is_late = seconds is not None and each.returned.seconds > seconds  # a call before it took longer still
+                return number, each.work.late() if is_late else each.returned
             if due is not None and now >= due:
                 return number, each.work.late()
             self._ring(min((time for time in (due, run.until) if time is not None), default=None), now)

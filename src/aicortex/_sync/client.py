@@ -53,6 +53,8 @@ class Exchange(Links[Connection]):
         """Block until the log is longer than `position`; returns False when the answer is over before that."""
         answer = self.answer
         log = answer.log
+        if self._calls is not None:
+            self._calls.check_reader()
         with self._lock:
             if answer.steady and len(log) <= position and not self._is_woken:
                 self._read(self._stall)
@@ -104,8 +106,9 @@ class Exchange(Links[Connection]):
         self._with_lock(self._end, None)
 
     def _end(self) -> None:
+        is_ended_here = self.answer.outcome is None
         self._advance(reading=False)
-        if self.owes:
+        if is_ended_here and self.owes:
             self._tell_over()
 
     def _with_lock(self, work: Callable[[], None], responses: Sequence[Response] | None) -> None:

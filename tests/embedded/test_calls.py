@@ -73,6 +73,13 @@ def test_a_conversation_without_calls_is_text_as_it_stands():
     assert not awaits_words(plain)
 
 
+def test_an_answer_that_was_begun_stands_behind_the_same_words():
+    """A server that goes on with it reads what the one before read, and then what that said."""
+    begun = Message("assistant", "It is")
+    assert awaits_words([*ASKED, begun]) == awaits_words(ASKED)
+    assert as_text([*ASKED, begun]) == [*as_text(ASKED), {"role": "assistant", "content": "It is"}]
+
+
 def test_words_beside_a_call_are_kept():
     """A result behind words of the assistant begins a message of its own."""
     spoken = [ASKED[1], Message("assistant", "I look.", (PARIS,)), ASKED[3]]

@@ -115,8 +115,9 @@ def as_text(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def awaits_words(messages: Sequence[Message]) -> bool:
-    """Tell whether the conversation ends with the result of a call."""
-    return bool(messages) and messages[-1].role == "tool"
+    """Tell whether the conversation ends with the result of a call, or with the beginning of the answer to that."""
+    *before, last = messages or [Message("user", "")]
+    return last.role == "tool" or (last.role == "assistant" and bool(before) and before[-1].role == "tool")
 
 
 def grammar(functions: Sequence[Function]) -> str:

@@ -132,7 +132,7 @@ def registered(stored: Sequence[ServerEntry] | None = None, *, config: settings.
 
 
 def has_registry() -> bool:
-    """Whether there is a registry: until a server is added there is none, and nothing is kept."""
+    """Whether there is a registry: until a server is added, or a conversation stored, there is none."""
     return os.path.exists(data_path())
 
 

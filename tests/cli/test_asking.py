@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ from aicortex.testing import (
     Reset,
     Status,
 )
-from cli.running import PATIENCE, Ended, finish, read_until, run, start
+from cli.running import PATIENCE, Ended, asked, finish, read_until, run, start
 
 TEXT = "Black holes form when stars die."
 DEAD = "127.0.0.1:1"  # nothing listens on port 1
@@ -205,3 +206,49 @@ def test_server_without_its_key(server: FakeServer) -> None:
     ended = run("chat", "Hi")
     assert (ended.status, ended.out) == (0, TEXT + "\n")
     assert ended.err.count("NO_SUCH_KEY") == 1
+
+
+def test_images_and_thinking_reach_the_server(server: FakeServer, tmp_path: Path) -> None:
+    """Pictures go with the prompt, and whether to think is said as Ollama wants it."""
+    image = tmp_path / "dot.png"
+    image.write_bytes(b"\x89PNG\r\n\x1a\n and so on")
+    for think, sent in (("on", True), ("off", False), ("low", "low")):
+        ended = run("chat", "--server", server.url, "--image", str(image), "--think", think, "What is it?")
+        assert ended.status == 0
+        assert (len(asked(server)["messages"][0]["images"]), asked(server)["think"]) == (1, sent)
+
+
+def test_a_picture_that_is_none(server: FakeServer, tmp_path: Path) -> None:
+    """A file that is no picture is told, and nothing is asked."""
+    text = tmp_path / "notes.txt"
+    text.write_text("Water the tomatoes.", "utf-8")
+    ended = run("chat", "--server", server.url, "--image", str(text), "What is it?")
+    assert (ended.status, ended.out) == (2, "")
+    assert "is text, which models cannot see" in ended.err
+
+
+def test_an_answer_that_must_follow_a_schema(tmp_path: Path) -> None:
+    """The schema binds the answer at the server, and one that is not what it wants ends in status 1."""
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "required": ["name"]}', "utf-8")
+    with FakeServer(Answer('{"name": "Nile"}'), Answer("{}")) as server:
+        good = run("chat", "--server", server.url, "--format", str(schema), "A river?")
+        assert asked(server)["format"] == {"type": "object", "required": ["name"]}
+        bad = run("chat", "--server", server.url, "--format", str(schema), "A river?")
+    assert (good.status, good.out, good.err) == (0, '{"name": "Nile"}\n', "")
+    assert (bad.status, bad.out) == (1, "{}\n")
+    assert "'name' is a required property" in bad.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "cannot be read"), ("{", "is no JSON"), ("[]", "is no JSON schema"), ('{"type": "thing"}', "thing")],
+)
+def test_a_schema_that_is_none(server: FakeServer, tmp_path: Path, text: str | None, words: str) -> None:
+    """What is wrong with the file is said before anything is asked."""
+    schema = tmp_path / "schema.json"
+    if text is not None:
+        schema.write_text(text, "utf-8")
+    ended = run("chat", "--server", server.url, "--format", str(schema), "A river?")
+    assert (ended.status, ended.out) == (2, "")
+    assert words in ended.err

@@ -7,7 +7,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from aicortex._core.server import EMBEDDED
 from aicortex.ask import chat
@@ -39,6 +41,9 @@ class Manner:
     resume: Literal["continue", "never"] | None
     routing: Routing | None
     session: str | None
+    images: list[str] | None
+    think: bool | Literal["low", "medium", "high"] | None
+    format: Literal["json"] | dict[str, Any] | None  # Any: JSON
     json: bool
     plain: bool
     stats: bool
@@ -59,10 +64,29 @@ class Manner:
             resume=options.resume,
             routing=options.routing,
             session=options.session,
+            images=options.image,
+            think={"on": True, "off": False}.get(options.think, options.think),
+            format=None if options.format is None else read_format(options.format),
             json=options.json,
             plain=options.plain,
             stats=options.stats,
         )
+
+
+def read_format(name: str) -> Literal["json"] | dict[str, Any]:  # Any: JSON
+    """Return what `--format` says: "json", or the schema in a file; raises ValueError."""
+    if name == "json":
+        return "json"
+    try:
+        with open(name, "rb") as file:
+            schema = msgspec.json.decode(file.read())
+    except OSError as error:
+        raise ValueError(f"--format: {name} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--format: {name} is no JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise ValueError(f"--format: {name} is no JSON schema, which is an object")
+    return schema
 
 
 def ask(prompt: str, manner: Manner, session: Session | None = None) -> Result:
@@ -88,6 +112,8 @@ def ask(prompt: str, manner: Manner, session: Session | None = None) -> Result:
                 screen.finish()
                 reporter.finish()
             result = stream.result
+            if manner.format is not None:
+                stream.object()  # raises what is wrong with it
     _comment(result, (stream.events[0].meta or {}).get("trimmed_turns", 0), stats=manner.stats)
     return result
 
@@ -122,6 +148,9 @@ def _open(prompt: str, manner: Manner, session: Session | None, servers: Sequenc
         timeout=manner.timeout,
         resume=manner.resume,
         routing=manner.routing,
+        images=manner.images,
+        think=manner.think,
+        format=manner.format,
     )
 
 

@@ -23,6 +23,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if manner.json:
         raise ValueError("a conversation has no JSON: give a prompt")
+    for option, value in (("--image", manner.images), ("--format", manner.format)):
+        if value is not None:
+            raise ValueError(f"{option} belongs to a prompt: give one")
     if not sys.stdout.isatty():
         raise ValueError("nothing is asked: give a prompt, or text on standard input")
     from aicortex.cli.interactive import converse

@@ -47,6 +47,7 @@ servers: those named with --server, else AICORTEX_SERVERS, else those added with
 or on this machine, else the embedded engine.
 'aicortex COMMAND --help' says more about a command."""
 
+THINK = ("on", "off", "low", "medium", "high")
 CHAT_EXAMPLES = f"""\
 examples:
   aicortex chat "Why is the sky blue?"
@@ -55,6 +56,8 @@ examples:
   aicortex chat - < question.txt
   aicortex chat --server desk:11434 --server rack:11434 --stats "Tell a story."
   aicortex chat --session novel "Tell the next chapter."
+  aicortex chat --image photo.jpg "What is this?"
+  aicortex chat --format invoice.schema.json "Read this." < invoice.txt
   aicortex chat --json "Hello" | jq -j 'select(.type == "token").content'
   aicortex chat
 
@@ -224,6 +227,12 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     words = "go on with the conversation of this name, which is stored; begin it where there is none"
     parser.add_argument("--session", metavar="NAME", help=words)
     _add_shaping(parser)
+    words = "a picture that belongs to the prompt (PNG, JPEG, WebP, GIF or BMP); several may be given"
+    parser.add_argument("--image", metavar="FILE", action="append", help=words)
+    words = "whether a model that can think does, and how hard; by default it does"
+    parser.add_argument("--think", choices=THINK, help=words)
+    words = "'json', or the file of a JSON schema that the answer must follow; it is checked at the end"
+    parser.add_argument("--format", metavar="SCHEMA", help=words)
     words = (
         "when the first token is so late, ask a second idle server as well; the first to speak gives the answer "
         "(by default never)"

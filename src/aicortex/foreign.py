@@ -18,7 +18,7 @@ def is_model(kind: object) -> bool:
 def schema_of(kind: type) -> Schema:
     """Return the JSON schema of such a type; raises NotImplementedError for others."""
     if is_model(kind):
-        return dict(_adapter(kind).json_schema())
+        return dict(adapter(kind).json_schema())
     if isinstance(kind, type) and issubclass(kind, PurePath):
         return {"type": "string", "format": "path"}
     raise NotImplementedError
@@ -29,7 +29,7 @@ def read(kind: Any, value: object) -> object:  # Any: a type that `schema_of` kn
     if not is_model(kind):
         return kind(value)
     try:
-        return _adapter(kind).validate_python(value)
+        return adapter(kind).validate_python(value)
     except sys.modules["pydantic"].ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
         words = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in faults)
@@ -39,11 +39,12 @@ def read(kind: Any, value: object) -> object:  # Any: a type that `schema_of` kn
 def value_of(value: object) -> object:
     """Return a value of such a type as JSON; raises TypeError for others."""
     if is_model(type(value)):
-        return _adapter(type(value)).dump_python(value, mode="json")
+        return adapter(type(value)).dump_python(value, mode="json")
     if isinstance(value, PathLike):
         return fspath(value)
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def _adapter(kind: object) -> Any:  # Any: pydantic need not be installed
+def adapter(kind: object) -> Any:  # Any: pydantic need not be installed
+    """Return what pydantic reads and writes a type with."""
     return sys.modules["pydantic"].TypeAdapter(kind)

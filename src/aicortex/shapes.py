@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 import msgspec
 
 from aicortex.errors import OutputValidationError
+from aicortex.foreign import adapter, is_model
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError as SchemaFault
@@ -314,29 +315,20 @@ def _every(faults: Iterable[SchemaFault]) -> Iterator[SchemaFault]:
 # --- pydantic, where the program has imported it ---------------------------------------------------------------------
 
 
-def _is_model(kind: object) -> bool:
-    """Whether a type is a pydantic model or a pydantic dataclass."""
-    return "pydantic" in sys.modules and isinstance(kind, type) and hasattr(kind, "__pydantic_validator__")
-
-
 def _has_model(kind: object) -> bool:
-    return _is_model(kind) or any(map(_has_model, get_args(kind)))
-
-
-def _adapter(kind: object) -> Any:  # Any: pydantic need not be installed
-    return sys.modules["pydantic"].TypeAdapter(kind)
+    return is_model(kind) or any(map(_has_model, get_args(kind)))
 
 
 def _of_model(kind: object) -> Shape:
     name = _name(kind)
     try:
-        adapter = _adapter(kind)
-        schema = _inlined(adapter.json_schema())
+        known = adapter(kind)
+        schema = _inlined(known.json_schema())
     except Exception as error:  # pydantic's errors have no common root but this
         raise ValueError(_refusal(name, _shortened(str(error)))) from error
 
     def read(text: str) -> object:
-        return _by_pydantic(adapter.validate_json, text)
+        return _by_pydantic(known.validate_json, text)
 
     return Shape(name, schema, read)
 
@@ -353,9 +345,9 @@ def _by_pydantic(validate: Callable[[Any], object], value: object) -> object:
 
 def _model_schema(kind: type) -> Schema:
     """Return the schema of a model inside a type; its definitions bear its name, since others may have the same."""
-    if not _is_model(kind):
+    if not is_model(kind):
         raise NotImplementedError
-    schema: Schema = _adapter(kind).json_schema(ref_template=f"#/$defs/{kind.__name__}_{{model}}")
+    schema: Schema = adapter(kind).json_schema(ref_template=f"#/$defs/{kind.__name__}_{{model}}")
     if "$defs" in schema:
         schema["$defs"] = {f"{kind.__name__}_{name}": inner for name, inner in schema["$defs"].items()}
     return schema
@@ -363,6 +355,6 @@ def _model_schema(kind: type) -> Schema:
 
 def _decode_model(kind: type, value: object) -> object:
     """Return a model inside a type from what msgspec has parsed."""
-    if not _is_model(kind):
+    if not is_model(kind):
         raise NotImplementedError
-    return _by_pydantic(_adapter(kind).validate_python, value)
+    return _by_pydantic(adapter(kind).validate_python, value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from asyncio import (
     AbstractEventLoop,
     CancelledError,
@@ -12,7 +11,6 @@ from asyncio import (
     TimerHandle,
     current_task,
     get_running_loop,
-    tasks,
 )
 from threading import Thread
 from time import perf_counter
@@ -22,6 +20,7 @@ from weakref import ref
 from aicortex._aio import aside
 from aicortex._aio.connection import Connection
 from aicortex._aio.pool import Pool, reach
+from aicortex._aio.time_limits import is_time_limit
 from aicortex._core.failover import AttemptFailed, Wait
 from aicortex._core.state import Connect, Read
 from aicortex._core.turns import Run
@@ -159,7 +158,7 @@ class Exchange(Links[Connection]):
             self._reader = ref(task)
             known = [reader() for reader in self._readers]
             alive = [each for each in known if each is not None and each is not task and not each.done()]
-            self._is_read_aside |= _is_time_limit(task)
+            self._is_read_aside |= is_time_limit(task)
             self._readers = (*map(ref, alive), self._reader)
 
     def _left_by(self, task: Task[Any] | None) -> None:  # Any: whatever the task returns
@@ -167,7 +166,7 @@ class Exchange(Links[Connection]):
 
         A task that goes on, because it set itself a time limit, leaves the answer as it is.
         """
-        if task is not None and not _is_time_limit(task):
+        if task is not None and not is_time_limit(task):
             task.remove_done_callback(self._reader_ended)  # once is enough
             task.add_done_callback(self._reader_ended)
 
@@ -395,15 +394,3 @@ class Exchange(Links[Connection]):
 def _release(future: Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _is_time_limit(task: Task[Any]) -> bool:  # Any: whatever the task returns
-    """Whether `wait_for` has made a task for what it waits for, as it does before Python 3.12.
-
-    Its end is not that of the task that waits. It is told by what it calls when it is done; Python 3.10 and 3.11, whose
-    own business that is, do not change any more.
-    """
-    if sys.version_info >= (3, 12):
-        return False
-    release = getattr(tasks, "_release_waiter", None)
-    return any(getattr(callback, "func", None) is release for callback, _ in getattr(task, "_callbacks", None) or ())

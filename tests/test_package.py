@@ -30,7 +30,7 @@ def test_chat_loads_neither_asyncio_nor_ssl_nor_rich() -> None:
     """Plain http to a server needs sockets and two small libraries."""
     loaded = loaded_by("from aicortex import chat")
     assert not loaded & {"asyncio", "ssl", "rich", "urllib.request", "http.client", "xllamacpp", "pathlib", "email"}
-    assert not loaded & {"docstring_parser", "jsonschema", "pydantic", "sqlite3", "threading"}
+    assert not loaded & {"docstring_parser", "jsonschema", "pydantic", "sqlite3"}
 
 
 def test_every_name_is_there() -> None:

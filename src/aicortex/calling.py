@@ -16,8 +16,7 @@ how to wait.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar, copy_context
 from inspect import isawaitable, iscoroutine
 from time import perf_counter
@@ -165,14 +164,22 @@ def in_context(work: Callable[[], T]) -> Callable[[], T]:
     return lambda: context.run(work)
 
 
-@contextmanager
-def within(calls: object) -> Iterator[None]:
-    """Mark what is done, and begun, here as a part of these calls: it cannot wait for the stream that waits for it."""
-    token = _within.set((*_within.get(), id(calls)))
-    try:
-        yield
-    finally:
-        _within.reset(token)
+def within(calls: object, do: Callable[[], T]) -> T:
+    """Do something as a part of these calls, as is what it begins: it cannot wait for the stream that waits for it.
+
+    That happens in a context of its own, which an interrupt leaves with it.
+    """
+
+    def marked() -> T:
+        mark(calls)
+        return do()
+
+    return copy_context().run(marked)
+
+
+def mark(calls: object) -> None:
+    """Take what runs in this context, from now on, for a part of these calls."""
+    _within.set((*_within.get(), id(calls)))
 
 
 def check_without(calls: object) -> None:

@@ -122,3 +122,20 @@ def test_without_a_time_limit() -> None:
     assert found is not None
     number, returned = found
     assert (number, returned) == (3, Returned("ok", "here", "here", {}, returned.seconds))
+
+
+def test_a_debugger_sees_tools() -> None:
+    """What traces the threads of a program traces the tools that run in ours."""
+    seen: list[str] = []
+
+    def tool() -> str:
+        return "here"
+
+    before = threading.gettrace()
+    threading.settrace(lambda frame, *_: seen.append(frame.f_code.co_name))
+    try:
+        calls = Calls(Toolbox(collect([tool]), None, None))
+        assert calls.wait(Run((Asked(0, "tool", {}),), None), lambda: False) is not None
+    finally:
+        threading.settrace(before)  # type: ignore[arg-type]
+    assert "tool" in seen

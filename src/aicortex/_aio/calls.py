@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from aicortex._aio import aside
 from aicortex._core.turns import Asked, Returned, Run
-from aicortex.calling import Toolbox, Work, check_without, decision_of, in_context, tool_call_of, within
+from aicortex.calling import Toolbox, Work, check_without, decision_of, in_context, mark, tool_call_of
 
 T = TypeVar("T")
 
@@ -40,15 +40,14 @@ class Calls:
         Returns None when the time of the stream is over before that. Raises what `on_tool_call` raises; no call of the
         turn has begun then, and those decided about are not decided about again.
         """
+        mark(self)  # this task, which is of nothing else, and those that it begins
         for asked in run.calls:
             if asked.number not in self._decided:
-                with within(self):
-                    self._decided[asked.number] = await self._decide(asked)
+                self._decided[asked.number] = await self._decide(asked)
         for asked in run.calls:
             work = self._decided[asked.number]
             if isinstance(work, Work) and asked.number not in self._tasks:
-                with within(self):
-                    self._tasks[asked.number] = get_running_loop().create_task(_run(work))
+                self._tasks[asked.number] = get_running_loop().create_task(_run(work))
         number = run.calls[0].number
         decided = self._decided[number]
         if isinstance(decided, Returned):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+import sys
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import gettrace
 from time import perf_counter
 
 from aicortex._core.turns import Asked, Returned, Run
@@ -35,11 +37,13 @@ class Running:
         """Begin, unless it has begun."""
         if not self.is_started:
             self.begun = perf_counter()
-            Thread(target=self._run, daemon=True).start()
+            start_new_thread(self._run, ())  # a Thread leaves weak references, whose ends swallow interrupts
             self.is_started = True
 
     def _run(self) -> None:
         if self._claim.acquire(False):
+            if (trace := gettrace()) is not None:  # a debugger's
+                sys.settrace(trace)
             self.returned = self._do()
             self._bell.put(None)
 
@@ -72,8 +76,7 @@ class Calls:
             if is_over():
                 return None
             if asked.number not in self._known:
-                with within(self):
-                    self._known[asked.number] = self._decided(asked)
+                self._known[asked.number] = within(self, partial(self._decided, asked))
         for asked in run.calls:
             each = self._known[asked.number]
             if isinstance(each, Running) and not is_over():

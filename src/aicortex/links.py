@@ -125,7 +125,7 @@ class Links(Generic[W]):
         self._stale: frozenset[int] = frozenset()  # servers whose kept connection broke: the next one is new
         self._toolbox = call.toolbox
         self._over = call.over
-        self._telling = allocate_lock()
+        self._telling = None if call.over is None else allocate_lock()
         self.shape = call.shape
         self._fed: Link[W] | None = None  # whose response may hold what the answer was not yet told
         self._is_cancelled = False
@@ -158,6 +158,8 @@ class Links(Generic[W]):
 
     def _tell_over(self) -> None:
         """Tell whoever keeps the conversation how the answer ended; again if an interrupt came before it was done."""
+        if self._telling is None:
+            return
         with self._telling:
             over, outcome = self._over, self.answer.outcome
             if over is not None and outcome is not None:

@@ -32,7 +32,7 @@ from aicortex._core.result import Result, error_of
 from aicortex._core.seam import PREFILL, RAW, REPLAY, RESTART, Delivered, Seam
 from aicortex._core.server import Server
 from aicortex._core.state import Connect, Progress, Read, Try
-from aicortex._core.thought import Thought
+from aicortex._core.thought import FRESH
 from aicortex._core.turns import Run
 from aicortex._core.waiting import Hedge, Waiting, beside, next_due
 from aicortex.errors import AICortexError
@@ -173,7 +173,7 @@ class Answer(Waiting):
                 seam = Seam(delivered, self._question.stops, compares=step.rung == REPLAY, is_full=is_full)
         mark = len(self.log) + len(events)
         after = replace(state, mark=mark, current=new, pending=None, wants=(), is_alive=False)
-        thought = None if step.rung in (RAW, PREFILL) else Thought()  # those go on with the text
+        thought = None if step.rung in (RAW, PREFILL) else FRESH  # those go on with the text
         self._commit(events, after, Progress(self._progress.index, self._progress.shown, seam=seam, thought=thought))
 
     def received(self, now: float, response: Response | None = None) -> None:

@@ -17,8 +17,8 @@ from aicortex._core.result import error_of
 from aicortex._core.seam import Delivered
 from aicortex._core.server import Server
 from aicortex._core.state import Connect, Progress, State, Try, without
-from aicortex._core.thought import Thought
-from aicortex._core.turns import Turns, Usage
+from aicortex._core.thought import FRESH
+from aicortex._core.turns import REPORTED, Turns, Usage
 from aicortex.errors import StreamCancelledError
 from aicortex.events import StreamEvent
 
@@ -52,7 +52,9 @@ class Attempts(Journal):
         ladder = Ladder(question, tuple(digests), memory, tuple(names))
         failover = Failover(tuple(range(len(servers))), deadlines, now, now)
         start = StreamEvent("start", "", meta={"model": question.model, **note}, timestamp=wall)
-        super().__init__(State(failover, ladder, now, turns=Turns(steps)), start, zero=wall - now)
+        super().__init__(
+            State(failover, ladder, now, turns=Turns(steps) if steps else REPORTED), start, zero=wall - now
+        )
         self._servers = servers
         self._question = question
         self._reasons = reasons
@@ -97,7 +99,7 @@ class Attempts(Journal):
             outcome = error_of(attempts, partial, shown=self._is_shown(progress), hint=hint)
             after = replace(after, outcome=outcome)
         if rival is not None:
-            progress = Progress(progress.index, progress.shown, thought=Thought())
+            progress = Progress(progress.index, progress.shown, thought=FRESH)
         self._commit(events, after, progress)
 
     def _is_shown(self, progress: Progress) -> bool:

@@ -14,7 +14,7 @@ from aicortex._core.question import Request
 from aicortex._core.result import Result
 from aicortex._core.seam import Seam
 from aicortex._core.thought import Thought
-from aicortex._core.turns import Turns
+from aicortex._core.turns import REPORTED, Turns
 from aicortex.errors import AICortexError
 
 ASK_LOADED = "loaded"  # /api/ps, which waits while a model is loaded
@@ -82,7 +82,7 @@ class State(msgspec.Struct, frozen=True):
     wants: tuple[str, ...] = ()
     is_alive: bool = False
     attempts: tuple[Attempt, ...] = ()
-    turns: Turns = Turns()
+    turns: Turns = REPORTED
     outcome: Result | AICortexError | None = None
 
     @property

@@ -81,6 +81,9 @@ class Thought(msgspec.Struct, frozen=True):
         return said, "", Thought(thinking[len(said) :], is_open=True, is_said=self.is_said or bool(said))
 
 
+FRESH = Thought()  # of every answer that begins: a thousand of them are one
+
+
 def _kept(text: str) -> int:
     """Return how much of the end of a text may belong to the tag that closes it, or to the white space before that."""
     for length in range(min(len(CLOSED) - 1, len(text)), 0, -1):

@@ -123,7 +123,7 @@ class Turns(msgspec.Struct, frozen=True):
     @property
     def is_last(self) -> bool:
         """Whether calls of the latest turn would be run if more turns were allowed."""
-        return 0 < self.most <= len(self.usages) + 1
+        return self.most > 0 and not self.runs
 
     @property
     def pending(self) -> tuple[Asked, ...]:
@@ -165,6 +165,9 @@ class Turns(msgspec.Struct, frozen=True):
     def next(self, begun: int) -> Turns:
         """Return the turns with a new one, which begins at this place of the log."""
         return replace(self, begun=begun, calls=(), returned=(), whole="")
+
+
+REPORTED = Turns()  # of every answer whose calls are only reported: a thousand of them are one
 
 
 def _message(said: Delivered) -> dict[str, Any]:  # Any: JSON

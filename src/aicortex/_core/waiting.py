@@ -27,7 +27,7 @@ from aicortex._core.ollama import SENSELESS, Lines, decode_lines, error_text
 from aicortex._core.question import LOADED, VERSION
 from aicortex._core.rounds import Rounds
 from aicortex._core.state import ASK_ALIVE, ASK_LOADED, Connect, Progress, State, Try, without
-from aicortex._core.thought import Thought
+from aicortex._core.thought import FRESH
 
 GLANCE_SECONDS = 0.05  # a reader that comes late looks so long at what is there
 PROBE_SECONDS = 1.0  # how long a server may take to say whether it is alive, or still loads
@@ -222,4 +222,4 @@ class Waiting(Rounds):
             wants=(),
             attempts=(*state.attempts, lost),
         )
-        self._commit([], after, Progress(self._progress.index, self._progress.shown, thought=Thought()))
+        self._commit([], after, Progress(self._progress.index, self._progress.shown, thought=FRESH))
